@@ -1,0 +1,47 @@
+# `make demo` and `make test` need nothing but python3 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test test-slow check fix clean
+
+help:
+	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
+	@echo "make test       run the tests"
+	@echo "make check      format, lint, types and layers"
+	@echo "make fix        format and mend what ruff can"
+	@echo "make test-slow  run the tests that take minutes"
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "pip>=25.1"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable ".[hf]" --group dev
+	@touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=kernels $(BIN)/lint-imports
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
