@@ -1,0 +1,88 @@
+"""Multiplication with a weight that is not quantized, straight from its 16-bit or float32 bytes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba
+import numpy as np
+
+from llmq_kernels.doors import matrix_of, output_of
+from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
+from llmq_kernels.floats import bfloat_to_float, float_of, half_to_float
+from llmq_kernels.jit import jit
+from llmq_kernels.layout import SCALE_KINDS
+
+__all__ = ["matmul_dense"]
+
+_FLOAT16: Final = SCALE_KINDS["float16"]
+_BFLOAT16: Final = SCALE_KINDS["bfloat16"]
+
+
+@jit
+def _widen_columns(weight: np.ndarray, kind: int, place: tuple[int, int, int], out: np.ndarray, out_row: int) -> None:
+    """Widen columns `start` to `start + count` of a row of uint16 `weight`; `place` is (row, start, count)."""
+    row, start, count = place
+    base = np.uint64(start)
+    if kind == _FLOAT16:
+        for i in range(count):
+            out[out_row, i] = half_to_float(weight[row, base + np.uint64(i)])
+    elif kind == _BFLOAT16:
+        for i in range(count):
+            out[out_row, i] = bfloat_to_float(weight[row, base + np.uint64(i)])
+    else:
+        for i in range(count):
+            j = np.uint64(2) * (base + np.uint64(i))
+            out[out_row, i] = float_of(weight[row, j] | (np.uint32(weight[row, j + np.uint64(1)]) << 16))
+
+
+@jit(parallel=True)
+def _matmul_dense(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) -> None:
+    """Multiply float32 (tokens, columns) by the rows of uint16 (rows, columns), twice as wide for float32."""
+    rows, columns = out.shape[1], x.shape[1]
+    for chunk in numba.prange((rows + TILE_ROWS - 1) // TILE_ROWS):
+        first = chunk * TILE_ROWS
+        last = min(first + TILE_ROWS, rows)
+        tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+        out[:, first:last] = np.float32(0.0)
+        for start in range(0, columns, TILE_COLUMNS):
+            count = min(TILE_COLUMNS, columns - start)
+            for row in range(first, last):
+                _widen_columns(weight, kind, (row, start, count), tile, row - first)
+            add_tile(x, start, count, tile, out, first)
+
+
+def matmul_dense(
+    x: np.ndarray, weight: np.ndarray, kind: str = "float32", *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Multiply activations by a dense weight: `x @ weight.T` in float32.
+
+    Parameters
+    ----------
+    x : float32 (tokens, columns)
+    weight : uint16 (rows, columns), or float32 if `kind` says so
+        May be read-only and mapped.
+    kind : {"float16", "bfloat16", "float32"}
+        What the bits of `weight` mean.
+    out : float32 (tokens, rows), optional
+        Written instead of a new array.
+
+    Returns
+    -------
+    float32 (tokens, rows)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that do not fit each other, or an unknown kind.
+    """
+    if kind not in SCALE_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(SCALE_KINDS)}, not {kind!r}")
+    dtype = np.float32 if kind == "float32" else np.uint16
+    if weight.dtype != dtype:
+        raise TypeError(f"a {kind} weight must be {np.dtype(dtype)}, not {weight.dtype}")
+    x = matrix_of("x", x, np.float32)
+    weight = matrix_of("weight", weight, dtype, x.shape[1])
+    out = output_of(out, (x.shape[0], weight.shape[0]))
+    _matmul_dense(x, weight.view(np.uint16), SCALE_KINDS[kind], out)
+    return out

@@ -1,0 +1,252 @@
+"""How kernels are compiled, cached and launched.
+
+Numba keeps stale machine code when a function in *another* file changes, and refuses to import where it can write
+no cache. So the cache lies in a folder of our own, whose name is a hash of everything that decides the machine code,
+and a cache that cannot be written, or read back, only costs compiling again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
+
+import llvmlite
+import llvmlite.binding
+import numba
+import numba.core.caching
+import numba.core.event
+
+__all__ = ["cache_folder", "jit", "on_compile", "set_threads", "threads"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SOURCES = Path(__file__).parent
+
+_CODE_OPTIONS = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
+
+# Some Numba releases are half typed, others not at all.
+_numba: Any = numba
+_config: Any = numba.config
+_event: Any = numba.core.event
+_FunctionCache: Any = numba.core.caching.FunctionCache
+
+
+@overload
+def jit(function: F) -> F: ...
+@overload
+def jit(*, parallel: bool = ..., fastmath: bool | set[str] = ...) -> Callable[[F], F]: ...
+
+
+def jit(
+    function: F | None = None, *, parallel: bool = False, fastmath: bool | set[str] = False
+) -> F | Callable[[F], F]:
+    """Compile a kernel when it is first called, with our cache.
+
+    Parameters
+    ----------
+    function : callable
+        The kernel; left out when options are given.
+    parallel : bool
+        Whether its `prange` loops run on all threads. Such a kernel is called from Python only: a launcher applies
+        `set_threads` and keeps Python threads apart where the threading layer cannot.
+    fastmath : bool or set of str
+        LLVM's flags. Off wherever NaN or infinity can occur, or a sum decides a code.
+    """
+
+    def decorate(kernel: F) -> F:
+        compiled = _numba.njit(nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")(kernel)
+        if _config.DISABLE_JIT:
+            return kernel
+        _enable_cache(compiled)
+        return cast("F", _launcher(compiled) if parallel else compiled)
+
+    return decorate if function is None else decorate(function)
+
+
+# --- cache ------------------------------------------------------------------------------------------------------
+
+
+class _ForgivingCache(_FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, except that trouble with its files means a miss instead of an error."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Machine code from the cache, or None: a truncated or foreign file can raise anything when unpickled."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001, RUF100
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write machine code unless the disk is full or the folder has become unwritable."""
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            self.disable()
+
+
+def _enable_cache(dispatcher: Any) -> None:
+    """Give `dispatcher` a cache in our folder; `numba.config.CACHE_DIR` is changed only meanwhile."""
+    folder = cache_folder()
+    if folder is None:
+        return
+    before = _config.CACHE_DIR
+    _config.CACHE_DIR = str(folder)
+    try:
+        dispatcher._cache = _ForgivingCache(dispatcher.py_func)  # noqa: SLF001
+    except (RuntimeError, OSError):  # sources in a zip file, or the folder went away
+        return
+    finally:
+        _config.CACHE_DIR = before
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Folder of compiled kernels, made if missing; None where none of the candidates can be written.
+
+    Candidates, in this order: `$LLMQ_CACHE_DIR`, `$NUMBA_CACHE_DIR`, the user's cache folder.
+    """
+    key = _cache_key()
+    if key is None:
+        return None
+    for base in _cache_bases():
+        folder = base / f"kernels-{key}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folder
+    return None
+
+
+def _cache_bases() -> list[Path]:
+    """Folders that may hold the cache, best first."""
+    named = [os.environ.get("LLMQ_CACHE_DIR"), os.environ.get("NUMBA_CACHE_DIR")]
+    bases = [Path(name).absolute() / "llmq" for name in named if name]
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return [*bases, Path(local) / "llmq" / "cache"] if local else bases
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(xdg).is_absolute():
+        return [*bases, Path(xdg) / "llmq"]
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no entry in the password database
+        return bases
+    return [*bases, home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "llmq"]
+
+
+def _cache_key() -> str | None:
+    """Hash of all that decides the machine code; None if the sources cannot be read."""
+    cpu = _config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+    features = _config.CPU_FEATURES
+    if features is None:
+        features = "" if _config.CPU_NAME else llvmlite.binding.get_host_cpu_features().flatten()
+    options = (
+        _config.BOUNDSCHECK,
+        _config.OPT,
+        _config.LOOP_VECTORIZE,
+        _config.SLP_VECTORIZE,
+        _config.DEBUGINFO_DEFAULT,
+    )
+    parts = (numba.__version__, llvmlite.__version__, sys.version, cpu, features, str(options))
+    digest = hashlib.sha256("\0".join(parts).encode())
+    try:
+        sources = sorted(_SOURCES.glob("*.py"))
+        for source in sources:
+            digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    except OSError:
+        return None
+    return digest.hexdigest()[:20] if sources else None
+
+
+# --- threads ----------------------------------------------------------------------------------------------------
+
+_threads: int | None = None
+_applied = threading.local()
+_workqueue_turn = threading.RLock()
+
+
+def threads() -> int:
+    """Threads that parallel kernels run on."""
+    return _threads or int(_config.NUMBA_NUM_THREADS)
+
+
+def set_threads(n: int) -> None:
+    """Run parallel kernels on `n` threads from now on, whichever Python thread calls them.
+
+    Raises
+    ------
+    ValueError
+        Fewer than one, or more than Numba has been started with.
+    """
+    most = int(_config.NUMBA_NUM_THREADS)
+    if not 1 <= n <= most:
+        raise ValueError(f"threads must be 1 to {most}, not {n} (set NUMBA_NUM_THREADS={n} before Python starts)")
+    global _threads  # noqa: PLW0603
+    _threads = int(n)
+
+
+def _launcher(kernel: Any) -> Callable[..., Any]:
+    """Call `kernel` with our number of threads, one Python thread at a time where that is needed."""
+
+    def launch(*args: Any) -> Any:
+        turn = _turn()
+        if _threads is not None and getattr(_applied, "threads", None) != _threads:
+            _numba.set_num_threads(_threads)  # Numba keeps the number for each Python thread
+            _applied.threads = _threads
+        with turn:
+            return kernel(*args)
+
+    functools.update_wrapper(launch, kernel.py_func)
+    return launch
+
+
+@functools.cache
+def _turn() -> AbstractContextManager[Any]:
+    """Return what a launch holds: Numba's workqueue aborts the process when two Python threads launch at once."""
+    _numba.get_num_threads()  # starts the threads, after which the layer is known
+    return _workqueue_turn if _numba.threading_layer() == "workqueue" else nullcontext()
+
+
+# --- notices ----------------------------------------------------------------------------------------------------
+
+
+class _CompileListener(_event.Listener):  # type: ignore[misc]
+    """Tells a callback which of our kernels are being compiled, the functions they call left out."""
+
+    def __init__(self, callback: Callable[[str], None]) -> None:
+        self._callback = callback
+        self._depth = 0  # Numba compiles under a lock
+
+    def on_start(self, event: Any) -> None:
+        """Compilation begins, after the cache has been asked in vain."""
+        self._depth += 1
+        function = event.data["dispatcher"].py_func
+        if self._depth == 1 and function.__module__.startswith("llmq_kernels."):
+            self._callback(f"{function.__module__.removeprefix('llmq_kernels.')}.{function.__name__}")
+
+    def on_end(self, event: Any) -> None:  # noqa: ARG002
+        """Compilation ends, well or not."""
+        self._depth -= 1
+
+
+def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
+    """Call `callback("module.kernel")` whenever one of our kernels is about to be compiled; cache hits are silent.
+
+    Returns
+    -------
+    callable
+        Ends the notices.
+    """
+    listener = _CompileListener(callback)
+    _event.register("numba:compile", listener)
+    return functools.partial(_event.unregister, "numba:compile", listener)

@@ -1,0 +1,177 @@
+"""Weights to packed codes and back, with given scales: `w = scale * (code - zero_point)`."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from llmq_kernels.doors import matrix_of
+from llmq_kernels.floats import scale_value
+from llmq_kernels.jit import jit
+from llmq_kernels.layout import Grid, PackedMatrix, row_bytes
+from llmq_kernels.pack import pack_row, unpack_columns
+
+__all__ = ["codes_reference", "dequantize", "dequantize_columns", "quantize"]
+
+
+def codes_reference(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bits: int, narrow: bool) -> np.ndarray:
+    """Specify the codes of float32 `x` in plain NumPy: divide, round half to even, shift, clamp.
+
+    The sign grid of one bit (`zero_point` one half) has code 1 for `x / scale > 0` and code 0 for the rest, zeros of
+    either sign included.
+
+    Examples
+    --------
+    >>> x = np.array([-8.4, -0.5, 0.5, 1.5, 7.4, 9.0], np.float32)
+    >>> codes_reference(x, np.float32(1.0), np.float32(8.0), 4, False).tolist()
+    [0, 8, 8, 10, 15, 15]
+    """
+    ratio = np.divide(x, scale, dtype=np.float32)
+    codes = np.clip(np.rint(ratio) + zero_point, float(narrow), 2.0**bits - 1)
+    return np.asarray(ratio > 0 if np.all(zero_point == 0.5) else codes, np.uint8)
+
+
+@jit
+def zero_of(zero_point: np.ndarray, row: int, group: int, bits: int) -> np.float32:
+    """Read a zero point as float32; an array of shape (0, 0) means symmetric."""
+    if zero_point.shape[0] == 0:
+        return np.float32(0.5) if bits == 1 else np.float32(1 << (bits - 1))
+    return np.float32(zero_point[row, group])
+
+
+@jit
+def _encode_group(
+    x: np.ndarray, scale: np.float32, zero: np.float32, lowest: np.float32, highest: np.float32, codes: np.ndarray
+) -> None:
+    """Round float32 (n,) to codes uint8 (n,) of `lowest` to `highest`."""
+    for i in range(x.size):
+        code = np.rint(x[i] / scale) + zero
+        code = min(max(code, lowest), highest)
+        codes[i] = np.uint8(np.int32(code))
+
+
+@jit
+def _encode_signs(x: np.ndarray, scale: np.float32, codes: np.ndarray) -> None:
+    """Codes of the sign grid: float32 (n,) to uint8 (n,)."""
+    for i in range(x.size):
+        codes[i] = np.uint8(x[i] / scale > np.float32(0.0))
+
+
+@jit(parallel=True)
+def _quantize(
+    weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: tuple[int, int, int, int], packed: np.ndarray
+) -> None:
+    """Quantize and pack float32 (rows, columns); `form` is (bits, group_size, kind, narrow), `packed` the result."""
+    bits, group_size, kind, narrow = form
+    rows, columns = weight.shape
+    lowest = np.float32(narrow)
+    highest = np.float32((1 << bits) - 1)
+    for row in numba.prange(rows):
+        codes = np.empty(columns, np.uint8)
+        for group in range(columns // group_size):
+            start = group * group_size
+            x = weight[row, start : start + group_size]
+            s = scale_value(scale, row, group, kind)
+            if bits == 1 and zero_point.shape[0] == 0:
+                _encode_signs(x, s, codes[start : start + group_size])
+            else:
+                zero = zero_of(zero_point, row, group, bits)
+                _encode_group(x, s, zero, lowest, highest, codes[start : start + group_size])
+        pack_row(codes, bits, packed[row])
+
+
+@jit
+def dequantize_columns(
+    packed: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    form: tuple[int, int, int],
+    place: tuple[int, int, int],
+    codes: np.ndarray,
+    out: np.ndarray,
+    out_row: int,
+) -> None:
+    """Widen some columns of one row to float32.
+
+    Parameters
+    ----------
+    packed, scale, zero_point
+        The views of a `PackedMatrix`.
+    form : (bits, group_size, scale_kind)
+    place : (row, start, count)
+        Columns `start` to `start + count` of `row`; `start` is a multiple of 8.
+    codes : uint8 (at least count,)
+        Scratch.
+    out : float32 (any, at least count)
+        Row `out_row` is written, from its beginning.
+    """
+    bits, group_size, kind = form
+    row, start, count = place
+    unpack_columns(packed, bits, row, start, count, codes)
+    done = 0
+    while done < count:
+        group = (start + done) // group_size
+        stop = min((group + 1) * group_size - start, count)
+        s = scale_value(scale, row, group, kind)
+        zero = zero_of(zero_point, row, group, bits)
+        base = np.uint64(done)
+        for i in range(stop - done):
+            j = base + np.uint64(i)
+            out[out_row, j] = s * (np.float32(codes[j]) - zero)
+        done = stop
+
+
+@jit(parallel=True)
+def _dequantize(
+    packed: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: tuple[int, int, int], out: np.ndarray
+) -> None:
+    """Widen all rows to float32 (rows, columns); `form` is (bits, group_size, scale_kind)."""
+    rows, columns = out.shape
+    for row in numba.prange(rows):
+        codes = np.empty(columns, np.uint8)
+        dequantize_columns(packed, scale, zero_point, form, (row, 0, columns), codes, out, row)
+
+
+def quantize(weight: np.ndarray, grid: Grid, scale: np.ndarray, zero_point: np.ndarray | None) -> PackedMatrix:
+    """Round a weight to the grid of the given scales, and pack the codes.
+
+    ``code = clamp(round(x / scale) + zero_point, lowest, 2**bits - 1)``, half to even, where `lowest` is 1 for narrow
+    grids and else 0. The bytes are the same for any number of threads.
+
+    Parameters
+    ----------
+    weight : float32 (rows, columns)
+        Finite.
+    grid : Grid
+    scale : uint16 (rows, n_groups), twice as wide for float32 scales
+        Bits of the scales, none of them zero.
+    zero_point : uint8 (rows, n_groups) or None
+        None for symmetric grids.
+
+    Returns
+    -------
+    PackedMatrix
+        It keeps `scale` and `zero_point`, not copies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that do not fit each other or the grid.
+    """
+    weight = matrix_of("weight", weight, np.float32)
+    rows, columns = weight.shape
+    if (zero_point is None) != grid.symmetric:
+        raise ValueError("a symmetric grid has no zero points, an asymmetric one needs them")
+    packed = np.empty((rows, row_bytes(columns, grid.bits)), np.uint8)
+    matrix = PackedMatrix(packed, scale, zero_point, grid.bits, grid.group_size, columns, grid.scale_kind)
+    form = (grid.bits, grid.group_size, grid.scale_kind, int(grid.narrow))
+    _quantize(weight, matrix.scale_view, matrix.zero_point_view, form, packed)
+    return matrix
+
+
+def dequantize(matrix: PackedMatrix) -> np.ndarray:
+    """Return the weight that the codes stand for: `scale * (code - zero_point)`, float32 (rows, columns)."""
+    out = np.empty((matrix.rows, matrix.columns), np.float32)
+    form = (matrix.bits, matrix.group_size, matrix.scale_kind)
+    _dequantize(matrix.packed_view, matrix.scale_view, matrix.zero_point_view, form, out)
+    return out

@@ -1,0 +1,128 @@
+"""Scales from the extremes of each group: round to nearest, and the textbook's grids."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from llmq_kernels.doors import matrix_of
+from llmq_kernels.floats import round_scale, store_scale
+from llmq_kernels.jit import jit
+from llmq_kernels.layout import SCALE_KINDS, Grid
+
+__all__ = ["divisor", "new_scales", "range_reference", "range_scales"]
+
+
+def range_reference(group: np.ndarray, bits: int, symmetric: bool, narrow: bool) -> tuple[float, int]:
+    """Specify the scale, before it is rounded to its dtype, and zero point of one group in plain NumPy.
+
+    The range of an asymmetric grid includes zero. A group of zeros has scale 0 here; rounding makes it tiny.
+
+    Examples
+    --------
+    >>> range_reference(np.array([-7.5, 1.0]), 4, True, False)
+    (1.0, 8)
+    >>> range_reference(np.array([-5.0, 10.0]), 4, False, False)
+    (1.0, 5)
+    """
+    if symmetric:
+        return float(np.abs(group).max()) / divisor(bits, narrow), 2 ** (bits - 1)
+    low, high, levels = min(0.0, float(group.min())), max(0.0, float(group.max())), 2**bits - 1
+    scale = (high - low) / levels
+    return scale, int(np.clip(np.rint(-low / scale), 0, levels)) if scale else 0
+
+
+def divisor(bits: int, narrow: bool) -> float:
+    """Return the steps from zero to the largest magnitude of a symmetric grid: 7.5 for 4 bits, 7 if narrow."""
+    return 2.0 ** (bits - 1) - (1.0 if narrow else 0.5)
+
+
+def new_scales(rows: int, columns: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Allocate scales, uint16 (rows, n_groups) or twice as wide, and zero points, uint8 (rows, n_groups) or (0, 0).
+
+    Raises
+    ------
+    ValueError
+        A group size that does not divide `columns`, a width or kind out of range, or a narrow grid of one bit.
+    """
+    if not 1 <= grid.bits <= 8:
+        raise ValueError(f"bits must be 1 to 8, not {grid.bits}")
+    if grid.group_size < 1 or columns < 1 or columns % grid.group_size:
+        raise ValueError(f"group size {grid.group_size} does not divide {columns} columns")
+    if grid.scale_kind not in SCALE_KINDS.values():
+        raise ValueError(f"unknown scale kind {grid.scale_kind}")
+    if grid.narrow and (grid.bits == 1 or not grid.symmetric):
+        raise ValueError("a narrow range needs a symmetric grid of at least 2 bits")
+    n_groups = columns // grid.group_size
+    words = 2 if grid.scale_kind == SCALE_KINDS["float32"] else 1
+    scale = np.empty((rows, n_groups * words), np.uint16)
+    return scale, np.empty((0, 0) if grid.symmetric else (rows, n_groups), np.uint8)
+
+
+# Minima and maxima do not round: these flags let LLVM use vectors and change no byte of finite weights.
+@jit(fastmath={"nnan", "nsz"})
+def extremes(group: np.ndarray) -> tuple[np.float32, np.float32]:
+    """Find the range of float32 (n,) and zero."""
+    low = np.float32(0.0)
+    high = np.float32(0.0)
+    for x in group:
+        low = min(low, x)
+        high = max(high, x)
+    return low, high
+
+
+@jit
+def zero_point_of(low: np.float32, scale: np.float32, levels: int) -> np.float32:
+    """Find the code that stands for zero, as float32, when the lowest value is `low` and the highest code `levels`."""
+    return np.float32(min(max(np.rint(-low / scale), np.float32(0.0)), np.float32(levels)))
+
+
+@jit(parallel=True)
+def _range_scales(
+    weight: np.ndarray, group_size: int, steps: float, kind: int, scale: np.ndarray, zero_point: np.ndarray
+) -> None:
+    """Fill in scales and, unless its shape is (0, 0), zero points for float32 (rows, columns).
+
+    `steps` is `divisor` of a symmetric grid, and the highest code of an asymmetric one.
+    """
+    for row in numba.prange(weight.shape[0]):
+        for group in range(weight.shape[1] // group_size):
+            low, high = extremes(weight[row, group * group_size : (group + 1) * group_size])
+            if zero_point.shape[0] == 0:
+                rounded = round_scale(max(np.float64(high), -np.float64(low)) / steps, kind)
+            else:
+                rounded = round_scale((np.float64(high) - np.float64(low)) / steps, kind)
+                zero_point[row, group] = np.uint8(zero_point_of(low, rounded, int(steps)))
+            store_scale(scale, row, group, kind, rounded)
+
+
+def range_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray | None]:
+    """Choose scales and zero points that just hold each group.
+
+    Symmetric: ``s = max|x| / (2**(bits-1) - 1/2)``, narrow ``s = max|x| / (2**(bits-1) - 1)``. Asymmetric:
+    ``s = (max - min) / (2**bits - 1)`` and ``z = -round(min / s)``, over a range that includes zero, with `s`
+    already rounded to its dtype. Scales are positive, never zero (see `floats.round_scale`).
+
+    Parameters
+    ----------
+    weight : float32 (rows, columns)
+        Finite.
+    grid : Grid
+
+    Returns
+    -------
+    scale : uint16 (rows, n_groups), twice as wide for float32 scales
+        Bits of the scales.
+    zero_point : uint8 (rows, n_groups) or None
+        None for symmetric grids.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A weight or grid that does not fit.
+    """
+    weight = matrix_of("weight", weight, np.float32)
+    scale, zero_point = new_scales(weight.shape[0], weight.shape[1], grid)
+    steps = divisor(grid.bits, grid.narrow) if grid.symmetric else float(2**grid.bits - 1)
+    _range_scales(weight, grid.group_size, steps, grid.scale_kind, scale, zero_point)
+    return scale, None if grid.symmetric else zero_point

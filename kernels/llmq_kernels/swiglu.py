@@ -1,0 +1,81 @@
+"""The gate of the MLP: `silu(gate) * up`, with `silu(x) = x / (1 + exp(-x))`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba
+import numpy as np
+
+from llmq_kernels.doors import matrix_of, output_of
+from llmq_kernels.exponential import exp
+from llmq_kernels.jit import jit
+
+__all__ = ["swiglu", "swiglu_reference"]
+
+_PARALLEL: Final = 1 << 16
+"""Elements from which starting the threads pays."""
+
+
+def swiglu_reference(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Specify `swiglu` in plain NumPy.
+
+    NaN and infinity reach their own element only, which becomes NaN or infinite.
+
+    Examples
+    --------
+    >>> swiglu_reference(np.array([[0.0, 2.0]], np.float32), np.array([[5.0, 10.0]], np.float32)).round(1).tolist()
+    [[0.0, 17.600000381469727]]
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        gated: np.ndarray = gate / (np.float32(1.0) + np.exp(-gate)) * up
+    return gated
+
+
+@jit(fastmath={"contract"})
+def _swiglu_row(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+    """Gate one row, float32 (columns,)."""
+    for i in range(gate.size):
+        out[i] = gate[i] / (np.float32(1.0) + exp(-gate[i])) * up[i]
+
+
+@jit
+def _swiglu(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+    """Gate float32 (tokens, columns) on one thread."""
+    for token in range(gate.shape[0]):
+        _swiglu_row(gate[token], up[token], out[token])
+
+
+@jit(parallel=True)
+def _swiglu_parallel(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+    """Gate float32 (tokens, columns), each token on one of the threads."""
+    for token in numba.prange(gate.shape[0]):
+        _swiglu_row(gate[token], up[token], out[token])
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Compute `silu(gate) * up`.
+
+    Parameters
+    ----------
+    gate, up : float32 (tokens, columns)
+    out : float32 (tokens, columns), optional
+        May be `gate` or `up`.
+
+    Returns
+    -------
+    float32 (tokens, columns)
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype or shape that does not fit.
+    """
+    gate = matrix_of("gate", gate, np.float32)
+    up = matrix_of("up", up, np.float32, gate.shape[1])
+    if up.shape != gate.shape:
+        raise ValueError(f"gate {gate.shape} and up {up.shape} must have one shape")
+    out = output_of(out, (gate.shape[0], gate.shape[1]))
+    run = _swiglu_parallel if gate.shape[0] > 1 and gate.size >= _PARALLEL else _swiglu
+    run(gate, up, out)
+    return out

@@ -1,0 +1,188 @@
+"""How weights are quantized, a quantized weight, and what a user asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import ml_dtypes
+import numpy as np
+
+from llmq_kernels.layout import SCALE_KINDS, PackedMatrix
+
+__all__ = ["FLOAT_DTYPES", "Override", "QuantSpec", "QuantizedTensor", "Recipe"]
+
+ScaleDtype = Literal["float16", "bfloat16", "float32"]
+
+FLOAT_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+}
+"""NumPy dtypes of the float formats by name."""
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How the values of one weight map to codes: `w = scale * (code - zero_point)`.
+
+    Parameters
+    ----------
+    bits : int
+        Width of a code, 1 to 8. One bit is the sign grid `{-s, +s}`.
+    group_size : int
+        Elements along `in_features` that share a scale; -1 means the whole row (per channel).
+    symmetric : bool
+        Symmetric grids have their zero point at `2**(bits-1)`; asymmetric ones store a zero point for each group,
+        and their range always includes zero.
+    range : {"full", "narrow"}
+        `narrow` leaves the most negative code of a symmetric grid out (the textbook's range).
+    signed_scale : bool
+        Whether a method may choose negative scales, so that the spare code of a full symmetric range faces the
+        longer tail.
+    scale_dtype : {"float16", "bfloat16", "float32"} or None
+        How scales are stored; None takes the dtype of the weight (float32 for float64).
+    grid : {"uniform"}
+        Which values the codes stand for, before scaling.
+
+    Raises
+    ------
+    ValueError
+        A width or group size out of range, or a narrow range of one bit.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    symmetric: bool = True
+    range: Literal["full", "narrow"] = "full"
+    signed_scale: bool = True
+    scale_dtype: ScaleDtype | None = None
+    grid: Literal["uniform"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, not {self.bits}")
+        if self.group_size != -1 and self.group_size < 1:
+            raise ValueError(f"group size must be positive, or -1 for the whole row, not {self.group_size}")
+        if self.range == "narrow" and (self.bits == 1 or not self.symmetric):
+            raise ValueError("a narrow range needs a symmetric grid of at least 2 bits")
+        if self.range not in ("full", "narrow") or self.grid != "uniform":
+            raise ValueError(f"unknown range {self.range!r} or grid {self.grid!r}")
+
+    def resolve(self, columns: int, dtype: ScaleDtype) -> QuantSpec:
+        """Fill in what depends on the weight: a whole-row group size and the dtype of the scales."""
+        group_size = columns if self.group_size == -1 else self.group_size
+        return replace(self, group_size=group_size, scale_dtype=self.scale_dtype or dtype)
+
+    def divides(self, columns: int) -> bool:
+        """Whether rows of `columns` elements split into whole groups."""
+        return self.group_size == -1 or columns % self.group_size == 0
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A quantized weight of shape `(out_features, in_features)`.
+
+    Parameters
+    ----------
+    spec : QuantSpec
+        Resolved: `group_size` divides `in_features` and `scale_dtype` is set.
+    shape : (int, int)
+        `(out_features, in_features)`.
+    packed : uint8 (out_features, row_bytes)
+        Dense little-endian bit stream of unsigned codes, rows padded to 32 bits.
+    scale : float16, bfloat16 or float32 (out_features, n_groups)
+        Scales, of either sign.
+    zero_point : uint8 (out_features, n_groups) or None
+        None for symmetric grids.
+    """
+
+    spec: QuantSpec
+    shape: tuple[int, int]
+    packed: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray | None = None
+
+    @cached_property
+    def matrix(self) -> PackedMatrix:
+        """The same bytes as kernels take them, checked and not copied; ValueError or TypeError if they do not fit."""
+        name = str(self.spec.scale_dtype)
+        if self.scale.dtype != FLOAT_DTYPES.get(name):
+            raise TypeError(f"scale must be {name}, not {self.scale.dtype}")
+        return PackedMatrix(
+            packed=self.packed,
+            scale=self.scale.view(np.uint16),
+            zero_point=self.zero_point,
+            bits=self.spec.bits,
+            group_size=self.spec.group_size,
+            columns=self.shape[1],
+            scale_kind=SCALE_KINDS[name],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points; zero points count as stored, `bits` bits each."""
+        zero_points = 0 if self.zero_point is None else -(-self.zero_point.size * self.spec.bits // 8)
+        return int(self.packed.nbytes + self.scale.nbytes + zero_points)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over elements."""
+        return 8.0 * self.nbytes / (self.shape[0] * self.shape[1])
+
+    def codes(self) -> np.ndarray:
+        """Unpacked codes, uint8 (out_features, in_features)."""
+        from llmq_kernels.pack import unpack
+
+        return unpack(self.packed, self.spec.bits, self.shape[1])
+
+    def dequantize(self) -> np.ndarray:
+        """The weight the codes stand for, float32 (out_features, in_features)."""
+        from llmq_kernels.quantize import dequantize
+
+        return dequantize(self.matrix)
+
+
+@dataclass(frozen=True)
+class Override:
+    """Settings for the tensors whose name a regular expression finds (`--set 'REGEX=bits:8,group:32'`)."""
+
+    pattern: str
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+
+    def apply(self, spec: QuantSpec) -> QuantSpec:
+        """`spec` with the fields that the override names."""
+        changes = {k: getattr(self, k) for k in ("bits", "group_size", "symmetric") if getattr(self, k) is not None}
+        return replace(spec, **changes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a user asks of `llmq quantize`.
+
+    Parameters
+    ----------
+    spec : QuantSpec
+        For every linear that nothing else names.
+    method : str
+        A key of `llmq.methods.METHODS`.
+    lm_head, embeddings : int or None
+        Bits of an untied head and of the embedding table; None keeps them as they are.
+    ignore : tuple of str
+        Regular expressions (searched for in tensor names) of weights to keep.
+    overrides : tuple of Override
+        Later ones win.
+    target : {"llmq", "transformers", "vllm", "onnx"}
+        Who must be able to read the result (`--for`).
+    """
+
+    spec: QuantSpec = field(default_factory=QuantSpec)
+    method: str = "mse"
+    lm_head: int | None = 8
+    embeddings: int | None = None
+    ignore: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    target: Literal["llmq", "transformers", "vllm", "onnx"] = "llmq"
