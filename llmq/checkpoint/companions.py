@@ -1,0 +1,70 @@
+"""The files beside the weights: which ones an output carries."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["COPIED_FILES", "is_weight_file", "split_companions"]
+
+COPIED_FILES: Final = (
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "tokenizer.model.v*",
+    "*.tiktoken",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""Patterns of the files that are copied as they are; ``config.json`` is handled apart. No code is among them."""
+
+_WEIGHTS: Final = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.gguf",
+    "*.onnx",
+    "*.msgpack",
+    "*.h5",
+)
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file holds weights, in whatever format, or indexes them."""
+    return any(fnmatchcase(name, pattern) for pattern in _WEIGHTS)
+
+
+def split_companions(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Part file names into those an output carries and those it leaves out, both sorted.
+
+    ``config.json`` is in neither.
+
+    >>> split_companions(["config.json", "tokenizer.json", "modeling_evil.py"])
+    (('tokenizer.json',), ('modeling_evil.py',))
+    """
+    others = sorted(name for name in names if name != "config.json")
+    copied = [name for name in others if any(fnmatchcase(name, pattern) for pattern in COPIED_FILES)]
+    return tuple(copied), tuple(name for name in others if name not in copied)

@@ -1,0 +1,54 @@
+"""What an error of the operating system while writing means to a user."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from llmq.errors import InputError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["writing"]
+
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FAILING: Final = (
+    {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO}
+    if hasattr(errno, "EREMOTEIO")
+    else {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
+_NOT_THERE: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the system, met while writing `path`, into ours.
+
+    Raises
+    ------
+    ResourceError
+        The disk is full, or failing, or memory or descriptors ran out.
+    UsageError
+        Nothing may be written there.
+    InputError
+        Files vanished meanwhile.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        if error.errno in _NO_ROOM:
+            hint = "free some space and run the same command again: it goes on where it stopped"
+            raise ResourceError(what, file=path, hint=hint) from error
+        if error.errno in _FAILING:
+            raise ResourceError(
+                what, file=path, hint="run the same command again: it goes on where it stopped"
+            ) from error
+        if error.errno in _NOT_THERE:
+            raise UsageError(what, file=path, hint="choose another output folder") from error
+        if isinstance(error, FileNotFoundError):
+            raise InputError("vanished while it was written", file=error.filename or path) from error
+        raise

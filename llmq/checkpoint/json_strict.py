@@ -1,0 +1,85 @@
+"""JSON without its ambiguities: what two parsers could read differently is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Final, NoReturn
+
+from llmq.errors import InputError
+
+__all__ = ["dumps", "loads"]
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def loads(data: bytes, file: object) -> Any:
+    """Parse UTF-8 JSON.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole document.
+    file : object
+        Named in errors.
+
+    Raises
+    ------
+    InputError
+        Not UTF-8, not JSON, duplicate keys, NaN or infinity, numbers out of range, nesting too deep, half a
+        surrogate pair.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text at byte {error.start}", file=file) from None
+    except UnicodeEncodeError:
+        raise InputError("not valid JSON: half a surrogate pair", file=file) from None
+    except RecursionError:
+        raise InputError("not valid JSON: nested too deeply", file=file) from None
+    except ValueError as error:
+        raise InputError(f"not valid JSON: {error}", file=file) from None
+    return value
+
+
+def dumps(value: object) -> bytes:
+    """Encode for people: indented UTF-8 with a newline at the end, keys in the order given; no NaN."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"duplicate key {key[:100]!r}")
+            seen.add(key)
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
+
+
+def _integer(text: str) -> int | float:
+    if len(text) > 400:
+        raise ValueError("an integer is out of range")
+    # Other parsers read -0 as a float.
+    return -0.0 if text == "-0" else int(text)

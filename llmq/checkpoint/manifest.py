@@ -1,0 +1,97 @@
+"""``llmq.json``, written last: a folder that holds one is a finished output."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from llmq.checkpoint import json_strict
+from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
+from llmq.errors import InputError, UnsupportedError
+
+__all__ = ["MANIFEST", "SCHEMA", "difference", "read_manifest"]
+
+MANIFEST: Final = "llmq.json"
+SCHEMA: Final = 1
+
+_AGAIN: Final = "make it again with `llmq quantize --overwrite`"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a finished output, its files present and of the right size; contents are not read.
+
+    Returns
+    -------
+    dict or None
+        None where there is no manifest: not one of our outputs, or an unfinished one.
+
+    Raises
+    ------
+    InputError
+        A malformed manifest; files missing, or of another size.
+    UnsupportedError
+        Written by a newer version.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    roots = allowed_roots(folder)
+    manifest = json_strict.loads(read_small(folder / MANIFEST, roots), MANIFEST)
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if type(schema) is not int:
+        raise InputError("not a manifest of llmq", file=folder / MANIFEST, hint=_AGAIN)
+    if schema != SCHEMA:
+        raise UnsupportedError(
+            "written by another version of llmq", file=folder / MANIFEST, expected=f"schema {SCHEMA}", found=schema
+        )
+    for name, entry in _files(manifest, folder).items():
+        _check_size(folder, name, entry["size"], roots)
+    return dict(manifest)
+
+
+def _files(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not isinstance(manifest.get("tensors"), dict):
+        raise InputError("lists no files or no tensors", file=folder / MANIFEST, hint=_AGAIN)
+    for name, entry in files.items():
+        plain = name == Path(name).name and name not in (".", "..") and not set(name) & set("/\\:\0")
+        sound = isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
+        if not plain or not sound or not _SHA256.fullmatch(entry["sha256"]):
+            raise InputError("malformed entry", file=folder / MANIFEST, found=repr(name)[:80], hint=_AGAIN)
+    return files
+
+
+def _check_size(folder: Path, name: str, expected: int, roots: tuple[Path, ...]) -> None:
+    fd, signature = open_inside(folder / name, roots)
+    os.close(fd)
+    if signature.size != expected:
+        raise InputError(
+            "not as llmq wrote it",
+            file=folder / name,
+            expected=f"{expected} bytes",
+            found=f"{signature.size} bytes",
+            hint=_AGAIN,
+        )
+
+
+def difference(expected: Any, found: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Find the first field in which two JSON-like values differ: ``(dotted path, expected, found)``, or None.
+
+    >>> difference({"settings": {"bits": 4}}, {"settings": {"bits": 8}})
+    ('settings.bits', 4, 8)
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in (*expected, *(key for key in found if key not in expected)):
+            inner = difference(expected.get(key), found.get(key), f"{path}.{key}" if path else str(key))
+            if inner:
+                return inner
+        return None
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
+        for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+            inner = difference(one, other, f"{path}[{number}]")
+            if inner:
+                return inner
+        return None
+    return None if type(expected) is type(found) and expected == found else (path, expected, found)

@@ -1,0 +1,79 @@
+"""Tensors as views of the memory-mapped files: nothing is read before it is used, nothing is held twice."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from llmq.checkpoint.dtypes import NUMPY_DTYPES
+from llmq.errors import InputError
+
+if TYPE_CHECKING:
+    from llmq.checkpoint.header import TensorInfo
+    from llmq.checkpoint.source import FolderSource
+
+__all__ = ["MappedCheckpoint"]
+
+_PACKED: Final = frozenset({"I32", "U32"})
+
+
+class MappedCheckpoint:
+    """Read-only arrays over the files of a source.
+
+    Files are mapped read-only: a private writable map of a file larger than memory would be refused. The arrays keep
+    their map alive, also after `source` is closed.
+
+    Parameters
+    ----------
+    source : FolderSource
+        Open, with its headers checked.
+    """
+
+    def __init__(self, source: FolderSource) -> None:
+        self.source = source
+        self._files: dict[str, np.ndarray] = {}
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return a tensor, read-only.
+
+        A float tensor that does not stand at a multiple of its element size is copied. Packed codes (I32, U32) never
+        are: theirs may be an unaligned array.
+
+        Raises
+        ------
+        KeyError
+            No such tensor.
+        InputError
+            The file is shorter than when it was opened, or cannot be mapped.
+        """
+        info = self.source.tensors[name]
+        view = self.bytes_of(name).view(NUMPY_DTYPES[info.dtype]).reshape(info.shape)
+        if not view.flags.aligned and info.dtype not in _PACKED:
+            view = view.copy()
+            view.flags.writeable = False
+        return view
+
+    def bytes_of(self, name: str) -> np.ndarray:
+        """Return the bytes of a tensor, uint8 (nbytes,), never copied."""
+        info: TensorInfo = self.source.tensors[name]
+        if info.file not in self._files:
+            self._files[info.file] = self._map(info.file)
+        return self._files[info.file][info.offset : info.offset + info.nbytes]
+
+    def _map(self, file: str) -> np.ndarray:
+        expected = max(info.offset + info.nbytes for info in self.source.tensors.values() if info.file == file)
+        fd = self.source.duplicate(file)
+        try:
+            size = os.fstat(fd).st_size
+            if size < expected:
+                raise InputError("became shorter after it was opened", file=file, expected=expected, found=size)
+            # A map past the end of a file kills the process where it is touched.
+            mapped = mmap.mmap(fd, expected, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise InputError(f"cannot be mapped: {error.strerror}", file=file) from error
+        finally:
+            os.close(fd)
+        return np.frombuffer(mapped, dtype=np.uint8)

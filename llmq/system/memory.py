@@ -1,0 +1,184 @@
+"""Memory of this process, now and at its peak, and of the machine, cgroup limits included. All in bytes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "total_memory"]
+
+_STATUS: Final = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of a process.
+
+    Parameters
+    ----------
+    anon : int
+        Anonymous bytes (RssAnon): buffers, heaps and stacks. Equal to `rss` where the system does not tell.
+    file : int
+        Resident bytes of mapped files (RssFile).
+    rss : int
+        All resident bytes (VmRSS).
+    """
+
+    anon: int
+    file: int
+    rss: int
+
+
+def current_memory() -> Memory:
+    """Memory of this process now; where the system tells only the peak so far, that; zeros where it tells nothing."""
+    try:
+        text = _STATUS.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        rss = _peak_rss()
+        return Memory(anon=rss, file=0, rss=rss)
+    kibibytes = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key in ("RssAnon", "RssFile", "VmRSS"):
+            kibibytes[key] = int(value.split()[0])
+    rss = 1024 * kibibytes.get("VmRSS", 0)
+    return Memory(anon=1024 * kibibytes.get("RssAnon", rss // 1024), file=1024 * kibibytes.get("RssFile", 0), rss=rss)
+
+
+def _peak_rss() -> int:
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class PeakMemory:
+    """Samples the memory of this process in the background, from entering to leaving the block.
+
+    Parameters
+    ----------
+    interval : float
+        Seconds between samples.
+
+    Attributes
+    ----------
+    peak_anon, peak_rss : int
+        The largest seen so far, in bytes.
+    start : Memory
+        On entering.
+    """
+
+    def __init__(self, interval: float = 0.01) -> None:
+        self.interval = interval
+        self.peak_anon = 0
+        self.peak_rss = 0
+        self.start = Memory(0, 0, 0)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def sample(self) -> Memory:
+        """Take one sample now, for a moment that matters."""
+        now = current_memory()
+        self.peak_anon = max(self.peak_anon, now.anon)
+        self.peak_rss = max(self.peak_rss, now.rss)
+        return now
+
+    def __enter__(self) -> PeakMemory:
+        self.start = self.sample()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="llmq-memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.sample()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            self.sample()
+
+
+def total_memory(root: Path = Path("/")) -> int:
+    """Memory this process may use: the machine's, or the least limit of its cgroups."""
+    limits = [limit for limit, _ in _cgroups(root)]
+    return min([_meminfo(root).get("MemTotal") or _physical_memory(), *limits])
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Memory still free for this process, page cache that can be dropped included."""
+    meminfo = _meminfo(root)
+    machine = meminfo.get("MemAvailable") or meminfo.get("MemFree") or _physical_memory()
+    return max(0, min([machine, *(limit - used for limit, used in _cgroups(root))]))
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize  # unknown: no limit that could be kept
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    lines = _lines(root / "proc/meminfo")
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {key: 1024 * int(value.split()[0]) for key, value in pairs if value.split()[:1]}
+
+
+def _cgroups(root: Path) -> list[tuple[int, int]]:
+    """`(limit, used)` of every limited cgroup this process is in, the files that can be dropped not counted as used."""
+    found = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            base, limit_name, used_name = root / "sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit_name, used_name = (
+                root / "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            limit = _number(folder / limit_name)
+            if limit is not None:
+                found.append((limit, max(0, (_number(folder / used_name) or 0) - _droppable(folder))))
+            if folder == base:
+                break
+    return found
+
+
+def _droppable(folder: Path) -> int:
+    for line in _lines(folder / "memory.stat"):
+        key, _, value = line.partition(" ")
+        if key in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []

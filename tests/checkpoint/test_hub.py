@@ -1,0 +1,176 @@
+"""The real client of the Hub against one on the loopback, in a process of its own: it reads its settings on import."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from llmq.checkpoint.hub import download, parse_repo
+from llmq.errors import InputError, UsageError
+
+COMMIT = "c" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves `files` as org/name at `main` and COMMIT; org/gated asks for consent; org/broken fails."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    paths: ClassVar[list[str]] = []
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in ({"content_length": str(len(body))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.paths.append(f"{self.command} {path}")
+        for repo, status, code in (
+            ("org/gated", 403, "GatedRepo"), ("org/absent", 404, "RepoNotFound"), ("org/broken", 500, "Oops"),
+        ):  # fmt: skip
+            if repo in path:
+                return self.answer(status, b"{}", X_Error_Code=code)
+        known = any(f"/{revision}" in path for revision in ("main", COMMIT, "resolve")) or path.endswith("org/name")
+        if not known:
+            return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
+        if path.startswith("/api/models/org/name/tree"):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.files.items()
+            ]
+            return self.answer(200, json.dumps(entries).encode(), content_type="application/json")
+        if path.startswith("/api/models/org/name"):
+            siblings = [{"rfilename": name} for name in self.files]
+            body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
+            return self.answer(200, body, content_type="application/json")
+        name = path.split("/", 5)[-1]
+        if name not in self.files:
+            return self.answer(404, b"", X_Error_Code="EntryNotFound")
+        data = self.files[name]
+        etag = f'"{hashlib.sha1(data).hexdigest()}"'
+        return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
+
+
+@pytest.fixture
+def hub(tmp_path, make_pico):
+    make_pico(tmp_path / "model", 2)
+    Hub.files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    Hub.files |= {"pytorch_model.bin": b"\x80\x02", "original/x.safetensors": b"", "consolidated.safetensors": b""}
+    Hub.paths = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+ASK = """
+import json, sys
+from llmq.checkpoint.source import open_source
+from llmq.errors import LlmqError
+for model in json.loads(sys.argv[1]):
+    try:
+        with open_source(model) as source:
+            names = sorted(path.name for path in source.folder.iterdir())
+            hub = source.identity()["hub"]
+            answer = {"names": names, "label": source.label, "hub": hub, "tensors": len(source.tensors)}
+    except LlmqError as error:
+        answer = {"kind": type(error).__name__, "text": str(error), "hint": error.hint}
+    print(json.dumps(answer))
+"""
+
+
+def ask(models, endpoint, home, **environment):
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
+    command = [sys.executable, "-c", ASK, json.dumps(models)]
+    done = subprocess.run(
+        command, env=os.environ | settings, cwd=home, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_repositories(tmp_path, hub):
+    models = ["org/name", f"org/name@{COMMIT}", "org/name@v9", "org/absent", "org/gated"]
+    plain, pinned, no_revision, absent, gated = ask(models, hub, tmp_path)
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert plain["names"] == ["config.json", *shards, "model.safetensors.index.json", "tokenizer.json"]
+    assert plain["label"] == "org/name"
+    assert plain["hub"] == {"repo": "org/name", "commit": COMMIT}
+    assert plain["tensors"] == 9
+    assert pinned["names"] == plain["names"]
+    assert (no_revision["kind"], no_revision["text"]) == ("InputError", "org/name@v9: no such revision")
+    assert absent["kind"] == "InputError"
+    assert "no such repository on the Hub" in absent["text"]
+    assert gated["kind"] == "InputError"
+    assert "hf auth login" in gated["hint"]
+    asked = " ".join(Hub.paths)
+    assert not any(name in asked for name in ("pytorch_model.bin", "modeling_evil.py", "original", "consolidated"))
+    offline = ask(["org/name", "org/other"], hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert offline[0]["names"] == plain["names"]
+    assert offline[1]["kind"] == "NetworkError"
+    assert "local folder" in offline[1]["hint"]
+
+
+def test_network_failures(tmp_path, hub):
+    [broken] = ask(["org/broken"], hub, tmp_path)
+    assert broken["kind"] == "NetworkError"
+    [refused] = ask(["org/name"], "http://127.0.0.1:9", tmp_path)
+    assert refused["kind"] == "NetworkError"
+    assert "cannot be reached" in refused["text"]
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("org/name", ("org/name", None)),
+        ("org/name@main", ("org/name", "main")),
+        ("Qwen/Qwen3-0.6B@refs/pr/1", ("Qwen/Qwen3-0.6B", "refs/pr/1")),
+        ("name", None),
+        ("./name", None),
+        ("a/b/c", None),
+        ("/a/b", None),
+        ("org/..", None),
+        ("org/na me", None),
+        ("org/name@", None),
+        ("org/name@../x", None),
+        ("org/name\n", None),
+        ("a--b/c", None),
+        ("https://hf.co/a", None),
+        ("", None),
+    ],
+)
+def test_names(model, found):
+    assert parse_repo(model) == found
+
+
+def test_refused_before_asking_anyone():
+    with pytest.raises(UsageError, match="two different revisions"):
+        download("org/name@a", revision="b")
+    with pytest.raises(InputError, match="no such folder") as error:
+        download("nothing")
+    assert "org/name[@revision]" in error.value.hint
