@@ -1,0 +1,78 @@
+"""How codes are chosen. To add a method, write one file and one row of `METHODS`."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypedDict, Unpack
+
+import numpy as np
+
+from llmq.methods.mse import mse
+from llmq.methods.protocol import Method
+from llmq.methods.rtn import rtn
+from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec, ScaleDtype
+from llmq_kernels.nonfinite import count_nonfinite
+
+__all__ = ["METHODS", "Method", "quantize_tensor"]
+
+METHODS: Final[dict[str, Method]] = {"mse": mse, "rtn": rtn}
+
+
+class SpecFields(TypedDict, total=False):
+    """The further fields of `QuantSpec` that `quantize_tensor` takes as keywords."""
+
+    symmetric: bool
+    range: Literal["full", "narrow"]
+    signed_scale: bool
+    scale_dtype: ScaleDtype | None
+
+
+def quantize_tensor(
+    weight: np.ndarray,
+    bits: int = 4,
+    group_size: int = 64,
+    *,
+    method: str = "mse",
+    **spec_fields: Unpack[SpecFields],
+) -> QuantizedTensor:
+    """Quantize one weight held in memory.
+
+    Parameters
+    ----------
+    weight : float (out_features, in_features)
+        float16, bfloat16 (ml_dtypes), float32 or float64.
+    bits : int
+        Width of a code, 1 to 8.
+    group_size : int
+        Elements of a row that share a scale; -1 for the whole row.
+    method : str
+        A key of `METHODS`.
+    **spec_fields
+        Further fields of `QuantSpec`: `symmetric`, `range`, `signed_scale`, `scale_dtype` (the weight's own by
+        default).
+
+    Returns
+    -------
+    QuantizedTensor
+
+    Raises
+    ------
+    TypeError
+        The weight is not a 2-D float array.
+    ValueError
+        Fields that make no sense, a group size that does not divide `in_features`, an unknown method, or a weight
+        with NaN or infinity.
+    """
+    weight = np.asarray(weight)
+    names = [name for name, dtype in FLOAT_DTYPES.items() if dtype == weight.dtype]
+    if weight.ndim != 2 or not (names or weight.dtype == np.float64):
+        raise TypeError(f"weight must be a 2-D float array, not {weight.dtype} of shape {weight.shape}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    spec = QuantSpec(bits=bits, group_size=group_size, **spec_fields)
+    if weight.shape[1] == 0 or not spec.divides(weight.shape[1]):
+        raise ValueError(f"group size {group_size} does not divide rows of {weight.shape[1]}")
+    rows = np.ascontiguousarray(weight, dtype=np.float32)
+    if any(count_nonfinite(rows)):
+        raise ValueError("weight holds NaN or infinity")
+    scale_dtype: ScaleDtype = names[0] if names else "float32"  # type: ignore[assignment]
+    return METHODS[method](rows, spec.resolve(weight.shape[1], scale_dtype))

@@ -1,0 +1,66 @@
+"""What a quantization method is: weight rows in, quantized rows out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec
+from llmq_kernels.layout import SCALE_KINDS, Grid
+from llmq_kernels.quantize import quantize as encode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Method", "encode_rows", "kernel_grid"]
+
+
+class Method(Protocol):
+    """Chooses scales, zero points and codes for some rows of a weight.
+
+    Rows never depend on each other, so that a tensor of any size is quantized block by block.
+    """
+
+    def __call__(self, weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> QuantizedTensor:
+        """Quantize `weight`, float32 (rows, in_features), finite, by a resolved `spec`.
+
+        `statistics` is what calibration found for this weight; methods that need none ignore it.
+        """
+        ...
+
+
+def kernel_grid(spec: QuantSpec) -> Grid:
+    """`spec`, resolved, in the words of the kernels."""
+    assert spec.group_size > 0
+    assert spec.scale_dtype is not None
+    return Grid(
+        bits=spec.bits,
+        group_size=spec.group_size,
+        symmetric=spec.symmetric,
+        narrow=spec.range == "narrow",
+        signed=spec.signed_scale,
+        scale_kind=SCALE_KINDS[spec.scale_dtype],
+    )
+
+
+def encode_rows(
+    weight: np.ndarray, spec: QuantSpec, scale: np.ndarray, zero_point: np.ndarray | None
+) -> QuantizedTensor:
+    """Round `weight` to the grid of the given scales and pack the codes.
+
+    Parameters
+    ----------
+    weight : float32 (rows, in_features)
+    spec : QuantSpec
+        Resolved.
+    scale : uint16 (rows, n_groups), twice as wide for float32
+        Bits of the scales.
+    zero_point : uint8 (rows, n_groups) or None
+    """
+    matrix = encode(weight, kernel_grid(spec), scale, zero_point)
+    return QuantizedTensor(
+        spec=spec,
+        shape=(weight.shape[0], weight.shape[1]),
+        packed=matrix.packed,
+        scale=matrix.scale.view(FLOAT_DTYPES[str(spec.scale_dtype)]),
+        zero_point=matrix.zero_point,
+    )

@@ -1,0 +1,23 @@
+"""Round to nearest: the scale comes from the extremes of the group. Everyone's baseline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmq.methods.protocol import encode_rows, kernel_grid
+from llmq_kernels.ranges import range_scales
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmq.spec import QuantizedTensor, QuantSpec
+
+
+def rtn(weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> QuantizedTensor:  # noqa: ARG001
+    """Quantize rows with the scale that just holds each group.
+
+    Symmetric, full range: ``s = max|x| / (2**(bits-1) - 1/2)``; narrow: ``s = max|x| / (2**(bits-1) - 1)``;
+    asymmetric: ``s = (max - min) / (2**bits - 1)``, ``z = -round(min / s)``, over a range that includes zero.
+    """
+    scale, zero_point = range_scales(weight, kernel_grid(spec))
+    return encode_rows(weight, spec, scale, zero_point)
