@@ -1,0 +1,165 @@
+"""`Generation`: tokens one by one, and what making them took. `TextStream`: the same as text."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from llmq.errors import UsageError
+from llmq.runtime.sampling import sample
+from llmq.runtime.stops import StopStrings
+from llmq.runtime.text import Detokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from llmq.runtime.cache import KVCache
+    from llmq.runtime.model import Model
+    from llmq.runtime.sampling import Sampling
+
+__all__ = ["Generation", "TextStream"]
+
+_log = logging.getLogger("llmq")
+
+StopReason = Literal["stop", "length", "context"]
+
+
+class Generation(Iterator[int]):
+    """New tokens, made as they are asked for. Tokens that end the text are not among them.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : sequence of int
+        Tokens to go on from, behind those of `cache`.
+    max_tokens : int or None
+        At most so many; None means until the text ends or the context is full.
+    sampling : Sampling
+    stop_tokens : collection of int
+        Ids that end the text.
+    cache : KVCache
+        In the end it holds the prompt and all new tokens but the last.
+
+    Raises
+    ------
+    UsageError
+        No prompt, a prompt longer than the context, or a negative `max_tokens`.
+
+    Attributes
+    ----------
+    prompt_tokens, tokens : int
+        Tokens read and made so far.
+    prompt_seconds, seconds : float
+        Time to read the prompt, and to make the tokens after the first, which the prompt gives. The time that
+        whoever asks takes between two tokens does not count.
+    stop_reason : {"stop", "length", "context"} or None
+        None until the end: a token that ends the text, `max_tokens`, or a full context.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop_tokens: frozenset[int],
+        cache: KVCache,
+    ) -> None:
+        self._model = model
+        self._next = list(prompt)
+        self._sampling = sampling
+        self._generator = sampling.generator()
+        self._stop_tokens = stop_tokens
+        self._cache = cache
+        self._max_tokens = max_tokens
+        self.prompt_tokens = len(self._next)
+        self.tokens = 0
+        self.prompt_seconds = 0.0
+        self.seconds = 0.0
+        self.stop_reason: StopReason | None = None
+        self._check(cache.length + len(self._next))
+
+    def _check(self, length: int) -> None:
+        limit = self._model.context
+        if not self._next:
+            raise UsageError("the prompt is empty")
+        if self._max_tokens is not None and self._max_tokens < 0:
+            raise UsageError("max_tokens must not be negative", found=self._max_tokens)
+        if limit is not None and length > limit:
+            raise UsageError(
+                "the prompt is longer than the context the model was made for",
+                expected=f"at most {limit} tokens",
+                found=length,
+            )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed after the first token; 0 where there was no second."""
+        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else 0.0
+
+    def __next__(self) -> int:
+        if self.stop_reason is None and self.tokens == self._max_tokens:
+            self.stop_reason = "length"
+        if self.stop_reason is None and self._model.context == self._cache.length:
+            self.stop_reason = "context"
+            _log.warning("stopped: the model's context of %d tokens is full", self._cache.length)
+        if self.stop_reason is not None:
+            raise StopIteration
+        started = time.perf_counter()
+        logits = self._model.last_logits(self._next, self._cache)
+        token = sample(logits, self._sampling, self._generator)
+        taken = time.perf_counter() - started
+        if self.tokens == 0:
+            self.prompt_seconds = taken
+        else:
+            self.seconds += taken
+        if token in self._stop_tokens:
+            self.stop_reason = "stop"
+            raise StopIteration
+        self.tokens += 1
+        self._next = [token]
+        return token
+
+    def end(self) -> None:
+        """Make no more tokens."""
+        self.stop_reason = self.stop_reason or "stop"
+
+
+class TextStream(Iterator[str]):
+    """The text of a generation, in pieces of whole characters.
+
+    Parameters
+    ----------
+    generation : Generation
+    tokenizer : transformers tokenizer
+    prompt : sequence of int
+        Tokens before the text.
+    stop : sequence of str
+        Strings that end the text; they are not part of it.
+    """
+
+    def __init__(self, generation: Generation, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self.generation = generation
+        self._detokenizer = Detokenizer(tokenizer, prompt)
+        self._stops = StopStrings(stop)
+        self._ended = False
+
+    def __next__(self) -> str:
+        while not self._ended:
+            token = next(self.generation, None)
+            if token is None:
+                self._ended = True
+                piece = self._stops.add(self._detokenizer.rest())
+                piece += self._stops.rest()
+            else:
+                piece = self._stops.add(self._detokenizer.add(token))
+                if self._stops.hit:
+                    self._ended = True
+                    self.generation.end()
+            if piece:
+                return piece
+        raise StopIteration

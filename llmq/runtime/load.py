@@ -1,0 +1,124 @@
+"""`load`: a checkpoint to a `Model`, its weights memory-mapped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from llmq.architectures import decoder_config
+from llmq.checkpoint.manifest import read_manifest
+from llmq.checkpoint.mapped import MappedCheckpoint
+from llmq.checkpoint.source import open_source
+from llmq.errors import UnsupportedError, UsageError
+from llmq.formats.compressed_tensors import already_quantized, read_schemes
+from llmq.runtime.decoder import Attention, Block, Decoder, Mlp
+from llmq.runtime.linear import Compute
+from llmq.runtime.model import Model
+from llmq.runtime.stops import stop_tokens
+from llmq.runtime.weights import Weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmq.architectures import DecoderConfig
+
+__all__ = ["load"]
+
+
+def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = None) -> Model:
+    """Load a checkpoint to run it: one that llmq wrote, another compressed-tensors one, or an unquantized one.
+
+    Weights are memory-mapped and used from there: loading reads headers only, and takes next to no memory.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder, or `org/name[@revision]` on the Hub.
+    compute : {"int8", "float32"}
+        Whether packed layers quantize activations to int8 on the fly (faster) or keep them exact. Layers that are not
+        quantized always compute in float32.
+    revision : str, optional
+        Branch, tag or commit of a Hub repository.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    UsageError
+        An unknown `compute`.
+    InputError
+        Files missing, corrupt or unfinished; tensors missing, left over or of the wrong shape.
+    UnsupportedError
+        An architecture or a quantization that llmq cannot run.
+    NetworkError
+        The Hub could not be reached, or refused.
+    """
+    if compute not in get_args(Compute):
+        raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
+    with open_source(path, revision=revision) as source:
+        if source.config:
+            # A manifest says whether the files are all there and whole.
+            read_manifest(source.folder)
+        config = decoder_config(source.config)
+        schemes = read_schemes(source.config)
+        method = None if schemes else already_quantized(source.config, source.tensors)
+        if method:
+            raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
+        weights = Weights(MappedCheckpoint(source), schemes, compute)
+        decoder = _decoder(config, weights)
+        weights.check_all_taken()
+        total = sum(info.nbytes for info in source.tensors.values())
+        return Model(
+            decoder,
+            folder=source.folder,
+            compute=compute,
+            bits_per_weight=8.0 * total / weights.elements,
+            stop_tokens=stop_tokens(source.folder, source.config),
+        )
+
+
+def _decoder(config: DecoderConfig, weights: Weights) -> Decoder:
+    table, head = "model.embed_tokens", "lm_head"
+    shape = (config.vocab_size, config.hidden_size)
+    tied = config.tie_word_embeddings
+    # As in transformers, a checkpoint with both keeps both, and one of two tied tensors may be missing.
+    embedding = weights.linear(head if tied and not weights.has(table) and weights.has(head) else table, shape)
+    return Decoder(
+        config=config,
+        embedding=embedding,
+        blocks=tuple(_block(config, weights, layer) for layer in range(config.n_layers)),
+        norm=weights.vector("model.norm.weight", config.hidden_size),
+        head=embedding if tied and not (weights.has(head) and weights.has(table)) else weights.linear(head, shape),
+    )
+
+
+def _block(config: DecoderConfig, weights: Weights, layer: int) -> Block:
+    name = f"model.layers.{layer}"
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return Block(
+        attention_norm=weights.vector(f"{name}.input_layernorm.weight", hidden),
+        attention=_attention(config, weights, layer),
+        mlp_norm=weights.vector(f"{name}.post_attention_layernorm.weight", hidden),
+        mlp=Mlp(
+            gate=weights.linear(f"{name}.mlp.gate_proj", (inner, hidden), bias=config.mlp_bias),
+            up=weights.linear(f"{name}.mlp.up_proj", (inner, hidden), bias=config.mlp_bias),
+            down=weights.linear(f"{name}.mlp.down_proj", (hidden, inner), bias=config.mlp_bias),
+        ),
+    )
+
+
+def _attention(config: DecoderConfig, weights: Weights, layer: int) -> Attention:
+    name = f"model.layers.{layer}.self_attn"
+    hidden, head_dim = config.hidden_size, config.head_dim
+    queries, keys = config.n_heads * head_dim, config.n_kv_heads * head_dim
+    norms = [weights.vector(f"{name}.{n}.weight", head_dim) if config.qk_norm else None for n in ("q_norm", "k_norm")]
+    return Attention(
+        q=weights.linear(f"{name}.q_proj", (queries, hidden), bias=config.attention_bias),
+        k=weights.linear(f"{name}.k_proj", (keys, hidden), bias=config.attention_bias),
+        v=weights.linear(f"{name}.v_proj", (keys, hidden), bias=config.attention_bias),
+        o=weights.linear(f"{name}.o_proj", (hidden, queries), bias=config.output_bias),
+        q_norm=norms[0],
+        k_norm=norms[1],
+        window=config.sliding_window[layer],
+    )

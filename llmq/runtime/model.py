@@ -1,0 +1,229 @@
+"""`Model`: a decoder with its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from llmq.errors import InputError, UsageError
+from llmq.runtime.cache import KVCache
+from llmq.runtime.conversation import Conversation
+from llmq.runtime.generation import Generation, TextStream
+from llmq.runtime.sampling import Sampling
+from llmq.runtime.text import encode, load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+    from typing import Unpack
+
+    from llmq.architectures import DecoderConfig
+    from llmq.runtime.decoder import Decoder
+    from llmq.runtime.linear import Compute
+    from llmq.runtime.sampling import SamplingFields
+
+__all__ = ["Model"]
+
+_log = logging.getLogger("llmq")
+
+_CHUNK: Final = 256
+"""Tokens of a prompt that go through the decoder at once: enough to make use of every weight that is read."""
+
+
+class Model:
+    """A checkpoint ready to run; made by `llmq.load`.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    folder : Path
+        Where the tokenizer is.
+    compute : {"int8", "float32"}
+        Of packed layers.
+    bits_per_weight : float
+        Bits of all tensors over all parameters.
+    stop_tokens : frozenset of int
+        Ids that end a text, by the configuration files.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        folder: Path,
+        compute: Compute,
+        bits_per_weight: float,
+        stop_tokens: frozenset[int],
+    ) -> None:
+        self.decoder = decoder
+        self.folder = folder
+        self.compute = compute
+        self.bits_per_weight = bits_per_weight
+        self._configured_stops = stop_tokens
+        self._warned = False
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Sizes and features of the decoder."""
+        return self.decoder.config
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of context that generation keeps to; None where rotary positions stretch with the text."""
+        return None if self.config.rope.kind == "dynamic" else self.config.max_position_embeddings
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, loaded when first asked for. Raises InputError where there is none."""
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """Ids that end a text: of `generation_config.json`, of `config.json` and of the tokenizer."""
+        end = self.tokenizer.eos_token_id
+        return self._configured_stops | (frozenset() if end is None else {int(end)})
+
+    def new_cache(self, capacity: int = _CHUNK) -> KVCache:
+        """Make an empty cache with room for `capacity` tokens; it grows as needed."""
+        return KVCache(self.config, capacity)
+
+    def __call__(self, tokens: Sequence[int] | np.ndarray, cache: KVCache | None = None) -> np.ndarray:
+        """Logits after each token.
+
+        Parameters
+        ----------
+        tokens : integers (n,)
+        cache : KVCache, optional
+            What came before; the tokens are added to it. Without one, nothing came before.
+
+        Returns
+        -------
+        float32 (n, vocab_size)
+
+        Raises
+        ------
+        InputError
+            A token that the model does not have.
+        ResourceError
+            Not enough memory for the cache.
+        """
+        ids, cache = self._prepare(tokens, cache)
+        logits = np.empty((ids.size, self.config.vocab_size), np.float32)
+        length = cache.length + ids.size
+        for start in range(0, ids.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self.decoder.logits(self.decoder.hidden(ids[part], cache, length), out=logits[part])
+        return logits
+
+    def last_logits(self, tokens: Sequence[int] | np.ndarray, cache: KVCache) -> np.ndarray:
+        """Logits after the last of some tokens, float32 (vocab_size,); the head runs once. See `__call__`."""
+        ids, cache = self._prepare(tokens, cache)
+        if not ids.size:
+            raise UsageError("no tokens")
+        length = cache.length + ids.size
+        for start in range(0, ids.size, _CHUNK):
+            x = self.decoder.hidden(ids[start : start + _CHUNK], cache, length)
+        last: np.ndarray = self.decoder.logits(x[-1:])[0]
+        return last
+
+    def generate(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        *,
+        max_tokens: int | None = 256,
+        sampling: Sampling | None = None,
+        stop_tokens: Collection[int] | None = None,
+        cache: KVCache | None = None,
+    ) -> Generation:
+        """Go on from some tokens.
+
+        Parameters
+        ----------
+        tokens : integers (n,)
+            At least one.
+        max_tokens : int or None
+            At most so many; None means until the text ends or the context is full.
+        sampling : Sampling, optional
+            Greedy if left out.
+        stop_tokens : collection of int, optional
+            Ids that end the text, instead of those of the configuration files.
+        cache : KVCache, optional
+            What came before `tokens`.
+
+        Returns
+        -------
+        Generation
+            Yields ids; counts and times are its attributes.
+
+        Raises
+        ------
+        UsageError
+            No tokens, or more than the model's context.
+        """
+        stops = self._configured_stops if stop_tokens is None else frozenset(stop_tokens)
+        return Generation(
+            self,
+            self._ids(tokens).tolist(),
+            max_tokens=max_tokens,
+            sampling=sampling or Sampling(),
+            stop_tokens=stops,
+            cache=cache or self.new_cache(),
+        )
+
+    def stream(
+        self, prompt: str, *, max_tokens: int | None = 256, stop: Sequence[str] = (), **sampling: Unpack[SamplingFields]
+    ) -> TextStream:
+        """Go on from a text.
+
+        Parameters
+        ----------
+        prompt : str
+        max_tokens : int or None
+            At most so many new tokens; None means until the text ends or the context is full.
+        stop : sequence of str
+            Strings that end the text; they are not part of it.
+        **sampling
+            `temp` (0: always the likeliest token), `top_k`, `top_p`, `min_p`, `seed`; see `Sampling`.
+
+        Returns
+        -------
+        TextStream
+            Yields pieces of text; its `generation` has counts and times.
+
+        Raises
+        ------
+        InputError
+            The folder has no tokenizer.
+        UsageError
+            An empty prompt, one longer than the model's context, or a value out of range.
+        """
+        tokens = encode(self.tokenizer, prompt)
+        generation = self.generate(
+            tokens, max_tokens=max_tokens, sampling=Sampling(**sampling), stop_tokens=self.stop_tokens
+        )
+        return TextStream(generation, self.tokenizer, tokens, stop)
+
+    def chat(self, system: str | None = None) -> Conversation:
+        """Begin a conversation, with a system message or none. It keeps its cache between turns."""
+        return Conversation(self, system)
+
+    def _prepare(self, tokens: Sequence[int] | np.ndarray, cache: KVCache | None) -> tuple[np.ndarray, KVCache]:
+        ids = self._ids(tokens)
+        cache = self.new_cache(ids.size) if cache is None else cache
+        length = cache.length + ids.size
+        if self.context is not None and length > self.context and not self._warned:
+            self._warned = True
+            _log.warning("%d tokens are more than the context of %d the model was made for", length, self.context)
+        return ids, cache
+
+    def _ids(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise UsageError("tokens must be a list of integers", found=f"{ids.dtype} of shape {ids.shape}")
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+            wrong = int(ids.min() if ids.min() < 0 else ids.max())
+            raise InputError("no such token", expected=f"0 to {self.config.vocab_size - 1}", found=wrong)
+        return ids.astype(np.int64)

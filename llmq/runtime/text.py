@@ -1,0 +1,135 @@
+"""Text to tokens and back, by the tokenizer of transformers; imported only when text is needed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from llmq.errors import InputError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["Detokenizer", "encode", "encode_chat", "load_tokenizer"]
+
+_QUIET: Final = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a checkpoint's tokenizer from its folder, never from elsewhere, and without running any code of it.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is broken.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if not names.intersection(_TOKENIZERS) and not any(name.endswith((".tiktoken", ".model")) for name in names):
+        hint = "copy tokenizer.json and tokenizer_config.json of the original model into the folder"
+        raise InputError("no tokenizer", file=folder, hint=hint)
+    transformers = _import_transformers()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Whatever a stranger's files make transformers raise, it is the files that are at fault.
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the tokenizer cannot be loaded: {first[:200]}", file=folder) from error
+
+
+def _import_transformers() -> Any:
+    """Import transformers without its notice that PyTorch is missing, which is how llmq wants it."""
+    before = os.environ.get(_QUIET)
+    os.environ[_QUIET] = "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[_QUIET]
+        else:
+            os.environ[_QUIET] = before
+    return transformers
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a prompt, with those that the tokenizer puts before a text; an empty one is at least those.
+
+    Raises
+    ------
+    UsageError
+        An empty prompt, and a tokenizer without a token to begin a text with.
+    """
+    tokens = list(tokenizer(text)["input_ids"])
+    if not tokens and tokenizer.bos_token_id is not None:
+        tokens = [tokenizer.bos_token_id]
+    if not tokens:
+        raise UsageError("the prompt is empty, and this model needs at least one token")
+    return tokens
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Tokens of a conversation up to where the assistant begins to speak.
+
+    A model without a chat template was not trained to converse: the messages are joined, each on a line of its own,
+    for it to go on from.
+
+    Raises
+    ------
+    UnsupportedError
+        The template cannot be rendered.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return encode(tokenizer, "\n".join(message["content"] for message in messages))
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    # A template is a program by a stranger, and fails as it likes.
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(f"the chat template refuses this conversation: {first[:200]}") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class Detokenizer:
+    """Turns a stream of tokens into pieces of text that add up to the text of all of them.
+
+    A token may hold a part of a character, or begin with a space that it loses at the beginning of a text. So the
+    tokens of the piece before are decoded with it, and a piece is held back until its last character is whole.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    prompt : sequence of int
+        Tokens before the stream; their text is not repeated.
+    """
+
+    _LONGEST: Final = 8  # tokens held back; no character has more than 4 bytes
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._known = list(prompt)
+        self._new: list[int] = []
+
+    def add(self, token: int) -> str:
+        """Take a token and return the text that is certain now; often none."""
+        self._new.append(token)
+        before, text = self._texts()
+        if text.endswith("\ufffd") and len(self._new) < self._LONGEST:
+            return ""
+        piece = text[len(before) :]
+        # Tokens without text say nothing of what a piece begins with.
+        self._known, self._new = (self._new if piece else [*self._known, *self._new]), []
+        return piece
+
+    def rest(self) -> str:
+        """Return the text held back, at the end of the stream; a character that never became whole is left out."""
+        before, text = self._texts()
+        self._new = []
+        return text[len(before) :].rstrip("\ufffd")
+
+    def _texts(self) -> tuple[str, str]:
+        return self._decode(self._known), self._decode([*self._known, *self._new])
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        found: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return found
