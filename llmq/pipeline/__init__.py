@@ -1,0 +1,6 @@
+"""Run a plan."""
+
+from llmq.pipeline.facade import quantize
+from llmq.pipeline.report import QuantizeReport
+
+__all__ = ["QuantizeReport", "quantize"]

@@ -1,0 +1,253 @@
+"""`llmq.quantize`: the flags of the command as keywords."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import llmq
+from llmq.checkpoint.companions import split_companions
+from llmq.checkpoint.manifest import read_manifest
+from llmq.checkpoint.output_folder import refuse_same_folder
+from llmq.checkpoint.source import open_source
+from llmq.checkpoint.writer import CheckpointWriter
+from llmq.errors import InputError, ResourceError, UsageError
+from llmq.pipeline.report import QuantizeReport
+from llmq.plan import build_plan
+from llmq.plan.recipes import make_recipe
+from llmq.system.files import free_bytes
+from llmq.system.memory import PeakMemory
+from llmq.system.progress import NullProgress, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmq.checkpoint.source import Source
+    from llmq.plan import Plan
+    from llmq.spec import Override
+
+__all__ = ["quantize"]
+
+_log = logging.getLogger("llmq")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How a plan is carried out; nothing here changes a byte of the result."""
+
+    output: Path
+    max_shard_size: int
+    max_memory: int | None
+    threads: int | None
+    nonfinite: str
+    overwrite: bool
+    resume: bool
+    progress: Progress
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    bits: int = 4,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    range: str = "full",  # noqa: A002  (the flag's name)
+    method: str = "mse",
+    lm_head: int | str | None = None,
+    embeddings: int | str = "keep",
+    ignore: Sequence[str] = (),
+    overrides: Sequence[str | Override] = (),
+    target: str = "llmq",
+    max_memory: int | None = None,
+    max_shard_size: int = 5_000_000_000,
+    threads: int | None = None,
+    nonfinite: str = "error",
+    revision: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> QuantizeReport:
+    """Shrink a checkpoint: stream it, quantize its linears, write a compressed-tensors folder.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder, a `.safetensors` file, or a Hub repository `org/name[@revision]`.
+    output : str or Path
+        Folder to write. Running a finished one again does nothing; an interrupted one is continued.
+    bits, group_size, symmetric, range : int, int, bool, {"full", "narrow"}
+        See `QuantSpec`; `group_size` defaults to 64, or to what `target` needs; -1 is the whole row.
+    method : str
+        A key of `llmq.methods.METHODS`.
+    lm_head, embeddings : int or "keep"
+        Bits of an untied head (8 by default) and of the embedding table (kept by default).
+    ignore : sequence of str
+        Regular expressions; weights whose names they find are kept.
+    overrides : sequence of str or Override
+        `REGEX=bits:8,group:32` each (`--set`); later ones win.
+    target : {"llmq", "transformers", "vllm", "onnx"}
+        Who must be able to read the result (`--for`).
+    max_memory : int, optional
+        Bound on the anonymous memory of the process, in bytes.
+    max_shard_size : int
+        Bytes of a shard.
+    threads : int, optional
+        Threads of the kernels; all that Numba was started with by default.
+    nonfinite : {"error", "keep"}
+        What to do about NaN or infinity in a weight: stop, or keep that tensor as it is.
+    revision : str, optional
+        Revision of a Hub repository.
+    dry_run : bool
+        Only plan.
+    overwrite, resume : bool
+        Replace what `output` holds; continue an interrupted run.
+    progress : Progress, optional
+        Told of the bytes read.
+
+    Returns
+    -------
+    QuantizeReport
+
+    Raises
+    ------
+    LlmqError
+        One of its subclasses; nothing half-written is ever published.
+    """
+    recipe = make_recipe(
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        range=range,
+        method=method,
+        lm_head=lm_head,
+        embeddings=embeddings,
+        ignore=ignore,
+        overrides=overrides,
+        target=target,
+    )
+    _check_choices(method, nonfinite)
+    run = _Run(
+        Path(output), max_shard_size, max_memory, threads, nonfinite, overwrite, resume, progress or NullProgress()
+    )
+    with open_source(model, revision=revision) as source:
+        plan = build_plan(source, recipe, max_shard_size=max_shard_size, max_memory=max_memory)
+        for warning in plan.warnings:
+            _log.warning(warning)
+        for hint in plan.hints:
+            _log.info("hint: %s", hint)
+        if dry_run:
+            return _report(run, plan, source, "dry run")
+        return _quantize(run, plan, source)
+
+
+def _check_choices(method: str, nonfinite: str) -> None:
+    from llmq.methods import METHODS
+
+    for flag, value, choices in (("--method", method, list(METHODS)), ("--nonfinite", nonfinite, ["error", "keep"])):
+        if value not in choices:
+            raise UsageError(f"unknown {flag}", expected="/".join(choices), found=value)
+
+
+def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
+    identity = _identity(run, plan, source)
+    _check_folders(source.folder, run.output)
+    if not run.overwrite and _already_complete(run.output, identity):
+        return _report(run, plan, source, "already complete")
+    _check_disk(run, plan)
+    _set_threads(run.threads)
+    began = time.perf_counter()
+    with PeakMemory() as memory:
+        if run.nonfinite == "keep":
+            plan = _without_nonfinite(run, plan, source)
+        _write(run, plan, source, identity)
+    return replace(
+        _report(run, plan, source, "quantized"),
+        seconds=time.perf_counter() - began,
+        peak_anon_bytes=memory.peak_anon,
+        peak_rss_bytes=memory.peak_rss,
+    )
+
+
+def _write(run: _Run, plan: Plan, source: Source, identity: dict[str, Any]) -> None:
+    from llmq.pipeline.run import run_plan
+
+    carried, _ = split_companions(source.other_files)
+    copies = {name: source.folder / name for name in carried}
+    with CheckpointWriter(
+        run.output, plan.shards, identity=identity, overwrite=run.overwrite, resume=run.resume
+    ) as writer:
+        run.progress.start("quantizing", plan.source_bytes)
+        try:
+            run_plan(plan, source, writer, run.progress)
+        except InputError:  # the source is at fault: the same run would fail again
+            writer.discard()
+            raise
+        run.progress.finish()
+        writer.commit(plan.config, copies, {"llmq_version": llmq.__version__, "settings": identity["settings"]})
+
+
+def _without_nonfinite(run: _Run, plan: Plan, source: Source) -> Plan:
+    from llmq.pipeline.run import nonfinite_tensors
+
+    run.progress.start("looking for NaN and infinity", sum(t.info.nbytes for t in plan.quantized))
+    keep = nonfinite_tensors(plan, source, run.progress)
+    run.progress.finish()
+    for name in sorted(keep):
+        _log.warning("%s holds NaN or infinity and is kept as it is", name)
+    return build_plan(source, plan.recipe, max_shard_size=run.max_shard_size, max_memory=run.max_memory, keep=keep)
+
+
+def _identity(run: _Run, plan: Plan, source: Source) -> dict[str, Any]:
+    """What must be the same for an earlier run to be continued: source, settings, version."""
+    settings = asdict(plan.recipe) | {"max_shard_size": run.max_shard_size, "nonfinite": run.nonfinite}
+    identity = {"llmq_version": llmq.__version__, "settings": settings, "source": source.identity()}
+    return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+
+
+def _check_folders(source: Path, output: Path) -> None:
+    refuse_same_folder(source, output)
+    if output.exists() and not output.is_dir():
+        raise UsageError("output is not a folder", file=output)
+
+
+def _already_complete(output: Path, identity: dict[str, Any]) -> bool:
+    manifest = read_manifest(output) if output.is_dir() else None
+    return manifest is not None and all(manifest.get(key) == value for key, value in identity.items())
+
+
+def _check_disk(run: _Run, plan: Plan) -> None:
+    nearest = next(p for p in (run.output.resolve(), *run.output.resolve().parents) if p.exists())
+    free = free_bytes(nearest)
+    if plan.output_bytes > free + _reusable_bytes(run.output):
+        raise ResourceError(
+            "not enough disk", file=run.output, expected=f"{plan.output_bytes} bytes", found=f"{free} bytes free"
+        )
+
+
+def _reusable_bytes(output: Path) -> int:
+    """Bytes that an interrupted run has already taken from the disk."""
+    parts = (output / ".llmq").rglob("*.part")
+    shards = output.glob("*.safetensors") if (output / ".llmq").is_dir() else ()
+    return sum(path.stat().st_blocks * 512 for path in (*parts, *shards))
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    from llmq_kernels.jit import set_threads
+
+    try:
+        set_threads(threads)
+    except ValueError as error:
+        raise UsageError(f"--threads: {error}") from None
+
+
+def _report(run: _Run, plan: Plan, source: Source, state: str) -> QuantizeReport:
+    _, skipped = split_companions(source.other_files)
+    return QuantizeReport(run.output, plan, state, 0.0, 0, 0, skipped)

@@ -1,0 +1,268 @@
+"""From headers and a recipe to a plan."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import llmq
+from llmq.architectures import ARCHITECTURES
+from llmq.architectures.discover import discover
+from llmq.architectures.roles import Role, TensorRole, is_transposed_family, layer_index, roles
+from llmq.checkpoint.dtypes import bytes_per_element
+from llmq.checkpoint.layout import OutputTensor, lay_out
+from llmq.errors import UnsupportedError, UsageError
+from llmq.formats.compressed_tensors import already_quantized, entries, quantization_config
+from llmq.plan.budget import PROCESS_BYTES, block_budget, bytes_per_row, rows_per_block
+from llmq.plan.plan import Plan, TensorPlan
+from llmq.plan.targets import TARGETS, check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from llmq.checkpoint.header import TensorInfo
+    from llmq.checkpoint.source import Source
+    from llmq.spec import QuantSpec, Recipe, ScaleDtype
+
+__all__ = ["build_plan"]
+
+_SCALE_DTYPES: Final[dict[str, ScaleDtype]] = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float32",
+}
+_LARGE_TABLE: Final = 0.15
+
+
+def build_plan(
+    source: Source,
+    recipe: Recipe,
+    *,
+    max_shard_size: int = 5_000_000_000,
+    max_memory: int | None = None,
+    keep: Collection[str] = (),
+) -> Plan:
+    """Decide what happens to every tensor of `source`; reads no weights.
+
+    Parameters
+    ----------
+    source : Source
+        Its headers and config are used.
+    recipe : Recipe
+        What to quantize and how.
+    max_shard_size : int
+        Bytes of an output shard at the most (a single larger tensor gets a shard of its own).
+    max_memory : int or None
+        Bound on the anonymous memory of the process, in bytes.
+    keep : collection of str
+        Tensors to keep for another reason, found while reading (NaN or infinity).
+
+    Raises
+    ------
+    UsageError
+        The recipe quantizes nothing, or breaks the promise of its target.
+    UnsupportedError
+        The checkpoint is quantized already, or stores its linears transposed.
+    ResourceError
+        `max_memory` is too small.
+    """
+    _refuse(source)
+    tensor_roles, warnings = _assign_roles(source)
+    if _tied(source):
+        tensor_roles |= {n: TensorRole(Role.OTHER, "tied to the embedding table") for n in _heads(tensor_roles)}
+    choose = _chooser(recipe, keep)
+    budget = block_budget(max_memory)
+    planned = [_plan_tensor(info, tensor_roles[name], choose, budget) for name, info in source.tensors.items()]
+    planned.sort(key=lambda t: _execution_order(t.name, t.role))
+    quantized = [t for t in planned if t.spec is not None]
+    if not quantized:
+        raise UsageError(
+            "nothing to quantize", file=source.label, found=_why_nothing(planned), hint=_nothing_hint(planned)
+        )
+    check_target(recipe.target, planned)
+    plan = Plan(
+        recipe=recipe,
+        tensors=tuple(planned),
+        shards=lay_out(_output_order(planned), max_shard_size),
+        config=_output_config(source, planned, recipe),
+        predicted_peak_bytes=PROCESS_BYTES + max(_block_bytes(t) for t in planned),
+        warnings=(),
+        hints=(),
+    )
+    return replace(plan, warnings=(*warnings, *_warnings(plan, source)), hints=_hints(plan))
+
+
+def _refuse(source: Source) -> None:
+    found = already_quantized(source.config, source.tensors)
+    if found:
+        raise UnsupportedError(
+            f"already quantized ({found})", file=source.label, hint="start from the original bf16 or f16 checkpoint"
+        )
+    if is_transposed_family(source.config):
+        _refuse_transposed(source)
+
+
+def _refuse_transposed(source: Source) -> None:
+    raise UnsupportedError(
+        f"model type {source.config.get('model_type')!r} stores its linears transposed (Conv1D)",
+        file=source.label,
+        hint="llmq quantizes nn.Linear weights only",
+    )
+
+
+def _assign_roles(source: Source) -> tuple[dict[str, TensorRole], list[str]]:
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    model_type = source.config.get("model_type")
+    if model_type in ARCHITECTURES:
+        return roles(shapes, linears=None, known_family=True), []
+    found = discover(source.config, shapes)
+    if found and found.transposed:
+        _refuse_transposed(source)
+    how = "names checked against transformers" if found else "conservative rules, check the list of --dry-run"
+    warning = f"architecture {model_type!r} is unknown to llmq: {how}; llmq cannot run it"
+    return roles(shapes, linears=found.linears if found else None, known_family=False), [warning]
+
+
+def _tied(source: Source) -> bool:
+    declared = source.config.get("tie_word_embeddings")
+    return bool(declared) or "lm_head.weight" not in source.tensors
+
+
+def _heads(tensor_roles: dict[str, TensorRole]) -> list[str]:
+    return [name for name, role in tensor_roles.items() if role.role is Role.HEAD]
+
+
+def _chooser(recipe: Recipe, keep: Collection[str]) -> Callable[[str, TensorRole], tuple[QuantSpec | None, str]]:
+    """Return a function from a tensor's name and role to its spec (unresolved), or None and the reason."""
+    ignore = [re.compile(pattern) for pattern in recipe.ignore]
+    overrides = [(re.compile(o.pattern), o) for o in recipe.overrides]
+    by_role = {Role.HEAD: recipe.lm_head, Role.EMBEDDING: recipe.embeddings}
+
+    def choose(name: str, role: TensorRole) -> tuple[QuantSpec | None, str]:
+        if role.role is Role.OTHER:
+            return None, role.reason
+        if name in keep:
+            return None, "holds NaN or infinity"
+        if any(pattern.search(name) for pattern in ignore):
+            return None, "--ignore"
+        matching = [o for pattern, o in overrides if pattern.search(name)]
+        bits = by_role.get(role.role, recipe.spec.bits)
+        if bits is None and not matching:
+            return None, "head" if role.role is Role.HEAD else "embedding table"
+        spec = replace(recipe.spec, bits=bits or recipe.spec.bits)
+        for override in matching:
+            spec = override.apply(spec)
+        return spec, ""
+
+    return choose
+
+
+def _plan_tensor(
+    info: TensorInfo,
+    role: TensorRole,
+    choose: Callable[[str, TensorRole], tuple[QuantSpec | None, str]],
+    budget: int,
+) -> TensorPlan:
+    spec, reason = choose(info.name, role)
+    if spec is not None and info.dtype not in _SCALE_DTYPES:
+        spec, reason = None, f"dtype {info.dtype} is copied"
+    if spec is not None and (info.shape[1] == 0 or not spec.divides(info.shape[1])):
+        reason = f"group size {spec.group_size} does not divide rows of {info.shape[1]}"
+        spec = None
+    itemsize = bytes_per_element(info.dtype)
+    if spec is None:
+        outputs: tuple[OutputTensor, ...] = (OutputTensor(info.name, info.dtype, info.shape),)
+        return TensorPlan(info, role.role, None, reason, outputs, max(1, budget // 4 // itemsize))
+    rows, columns = info.shape
+    spec = spec.resolve(columns, _SCALE_DTYPES[info.dtype])
+    per_row = bytes_per_row(columns, itemsize, spec)
+    outputs = entries(info.name.removesuffix(".weight"), spec, (rows, columns))
+    return TensorPlan(info, role.role, spec, "", outputs, rows_per_block(rows, per_row, budget))
+
+
+def _block_bytes(tensor: TensorPlan) -> int:
+    itemsize = bytes_per_element(tensor.info.dtype)
+    if tensor.spec is None:
+        return min(tensor.info.nbytes, tensor.rows_per_block * itemsize)
+    return tensor.rows_per_block * bytes_per_row(tensor.info.shape[1], itemsize, tensor.spec)
+
+
+def _execution_order(name: str, role: Role) -> tuple[int, int]:
+    layer = layer_index(name)
+    if layer is not None:
+        return 1, layer
+    if role is Role.EMBEDDING:
+        return 0, 0
+    return (3 if name.startswith("lm_head.") else 2), 0
+
+
+def _output_order(planned: Sequence[TensorPlan]) -> list[OutputTensor]:
+    """Order of tensors on disk: within a block packed codes, then scales, then dense tensors, then shapes."""
+    suffixes = ("weight_packed", "weight_scale", "weight_zero_point", "", "weight_shape")
+
+    def rank(output: OutputTensor, tensor: TensorPlan) -> int:
+        suffix = output.name.rsplit(".", 1)[-1] if tensor.spec else ""
+        return suffixes.index(suffix)
+
+    pairs = [(output, tensor) for tensor in planned for output in tensor.outputs]
+    pairs.sort(key=lambda pair: (*_execution_order(pair[1].name, pair[1].role), rank(*pair)))
+    return [output for output, _ in pairs]
+
+
+def _output_config(source: Source, planned: Sequence[TensorPlan], recipe: Recipe) -> dict[str, Any]:
+    kinds = {Role.EMBEDDING: "Embedding"}
+    modules = {
+        t.name.removesuffix(".weight"): (t.spec, kinds.get(t.role, "Linear")) for t in planned if t.spec is not None
+    }
+    linear_like = (t for t in planned if t.spec is None and len(t.info.shape) == 2 and t.name.endswith(".weight"))
+    ignore = [t.name.removesuffix(".weight") for t in linear_like if t.role is not Role.EMBEDDING]
+    if _tied(source):
+        ignore.append("lm_head")
+    extra = {"version": llmq.__version__, "method": recipe.method, "spec": asdict(recipe.spec)}
+    config = dict(source.config)
+    config["quantization_config"] = quantization_config(modules, sorted(set(ignore)), extra)
+    return config
+
+
+def _why_nothing(planned: Iterable[TensorPlan]) -> str:
+    reasons = [t.reason for t in planned if t.role is Role.LINEAR]
+    return reasons[0] if reasons else "no linear weights"
+
+
+def _nothing_hint(planned: Iterable[TensorPlan]) -> str:
+    widths = {t.info.shape[1] for t in planned if t.role is Role.LINEAR}
+    sizes = [g for g in (128, 64, 32, 16) if widths and all(w % g == 0 for w in widths)]
+    return f"--group-size {sizes[0] if sizes else -1}" if widths else "llmq inspect shows what the checkpoint holds"
+
+
+def _warnings(plan: Plan, source: Source) -> list[str]:
+    warnings = []
+    recipe = plan.recipe
+    names = list(source.tensors)
+    for pattern, flag in [(p, "--ignore") for p in recipe.ignore] + [(o.pattern, "--set") for o in recipe.overrides]:
+        if not any(re.search(pattern, name) for name in names):
+            warnings.append(f"{flag} {pattern!r} matches no tensor")
+    if any(t.spec and t.spec.bits <= 2 for t in plan.quantized):
+        warnings.append("2 bits or fewer without calibration is a floor, not a recommendation")
+    return warnings + _limits_of_transformers(plan)
+
+
+def _hints(plan: Plan) -> tuple[str, ...]:
+    share = plan.share_of_embeddings()
+    if share <= _LARGE_TABLE or Role.EMBEDDING not in TARGETS[plan.recipe.target].roles:
+        return ()
+    return (f"the embedding table, kept as it is, is {round(100 * share)} % of the result: --embeddings 8 shrinks it",)
+
+
+def _limits_of_transformers(plan: Plan) -> list[str]:
+    """What its loader makes of a checkpoint that nobody promised it could read."""
+    specs = {t.spec for t in plan.quantized}
+    warnings = []
+    if any(t.role is Role.EMBEDDING for t in plan.quantized):
+        warnings.append("llmq.load reads a quantized embedding table; transformers does not")
+    if any(spec and not spec.symmetric for spec in specs):
+        how = "only with CompressedTensorsConfig(dequantize=True)" if len(specs) == 1 else "not when widths are mixed"
+        warnings.append(f"llmq.load reads asymmetric checkpoints; transformers {how}")
+    return warnings
