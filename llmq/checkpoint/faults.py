@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["writing"]
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FAILING: Final = (
-    {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO}
-    if hasattr(errno, "EREMOTEIO")
-    else {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-)
+_FAILING: Final = {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _NOT_THERE: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 
 

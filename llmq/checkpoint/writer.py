@@ -116,11 +116,13 @@ class CheckpointWriter:
 
     def discard(self) -> None:
         """Remove what this and earlier runs left, for a run that could never be finished."""
-        self._close(keep_lock=True)
-        self._scratch.remove()
-        self._close()
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        self._running()
+        with writing(self.folder):
+            self._close(keep_lock=True)
+            self._scratch.remove()
+            self._close()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def write(self, name: str, data: bytes | bytearray | memoryview | np.ndarray) -> None:
         """Append the next bytes of a tensor; several tensors may grow by turns.

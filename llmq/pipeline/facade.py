@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import llmq
 from llmq.checkpoint.companions import split_companions
 from llmq.checkpoint.manifest import read_manifest
-from llmq.checkpoint.output_folder import refuse_same_folder
+from llmq.checkpoint.output_folder import clear_leftovers, refuse_same_folder
 from llmq.checkpoint.source import open_source
 from llmq.checkpoint.writer import CheckpointWriter
 from llmq.errors import InputError, ResourceError, UsageError
@@ -156,8 +156,9 @@ def _check_choices(method: str, nonfinite: str) -> None:
 
 def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
     identity = _identity(run, plan, source)
-    _check_folders(source.folder, run.output)
+    _check_folders(source, run.output)
     if not run.overwrite and _already_complete(run.output, identity):
+        clear_leftovers(run.output)
         return _report(run, plan, source, "already complete")
     _check_disk(run, plan)
     _set_threads(run.threads)
@@ -210,8 +211,10 @@ def _identity(run: _Run, plan: Plan, source: Source) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(identity)))
 
 
-def _check_folders(source: Path, output: Path) -> None:
-    refuse_same_folder(source, output)
+def _check_folders(source: Source, output: Path) -> None:
+    single_file = Path(source.label).is_file()
+    if not single_file or (output.exists() and output.samefile(source.folder)):
+        refuse_same_folder(source.folder, output)
     if output.exists() and not output.is_dir():
         raise UsageError("output is not a folder", file=output)
 

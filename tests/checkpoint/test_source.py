@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -347,3 +348,24 @@ def test_reading_from_several_threads(sharded):
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_a_disk_that_cannot_be_read(pico, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    folder, _ = pico
+    with open_source(folder) as source:
+        monkeypatch.setattr(os, "preadv", refuse)
+        with pytest.raises(InputError, match=r"model\.norm\.weight: cannot be read: Input/output error"):
+            bytes_of(source, "model.norm.weight")
+    with pytest.raises(InputError, match=r"^config\.json: cannot be read"):
+        open_source(folder)
+    with pytest.raises(InputError, match=r"^model\.safetensors: cannot be read"):
+        open_source(folder / "model.safetensors")
+
+
+def test_a_config_without_end(pico):
+    os.truncate(pico[0] / "config.json", 1 << 40)
+    with pytest.raises(InputError, match=r"^config\.json: too long"):
+        open_source(pico[0])

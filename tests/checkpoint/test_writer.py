@@ -473,6 +473,46 @@ def test_killed_for_real(tmp_path, copies, expected):
     assert not (out / ".llmq").exists()
 
 
+def test_discard(tmp_path, copies, expected):
+    out = tmp_path / "out"
+    with CheckpointWriter(out, SHARDS, identity=IDENTITY) as writer:
+        writer.write(*next(pieces()))
+        writer.discard()
+        with pytest.raises(ValueError, match="not open"):
+            writer.discard()
+    assert not out.exists()
+    run(out, copies)
+    with CheckpointWriter(out, SHARDS, identity=IDENTITY, overwrite=True) as writer:
+        writer.write(*next(pieces()))
+        writer.discard()
+    assert snapshot(out) == expected
+    assert not (out / ".llmq").exists()
+
+
+def test_a_copy_that_vanished(tmp_path, copies, expected):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="absent: vanished"):
+        run(out, copies | {"README.md": tmp_path / "absent"})
+    assert read_manifest(out) is None
+    run(out, copies)
+    assert snapshot(out) == expected
+
+
+def test_clearing_leaves_unfinished_runs_alone(tmp_path, copies):
+    clear_leftovers(tmp_path)
+    run(tmp_path / "out", copies)
+    with CheckpointWriter(tmp_path / "out", SHARDS, identity={}, overwrite=True) as writer:
+        writer.write(*next(pieces()))
+    clear_leftovers(tmp_path / "out")
+    assert (tmp_path / "out/.llmq/plan.json").exists()
+
+
+def test_journal_is_flushed_by_size(tmp_path, copies, expected, monkeypatch):
+    monkeypatch.setattr("llmq.checkpoint.writer._SYNC_BYTES", 500)
+    run(tmp_path / "out", copies)
+    assert snapshot(tmp_path / "out") == expected
+
+
 def test_checks_of_the_manifest(tmp_path, copies):
     out = tmp_path / "out"
     assert read_manifest(tmp_path) is None

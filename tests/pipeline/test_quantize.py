@@ -147,6 +147,14 @@ def test_the_source_is_never_the_output(tmp_path, pico, where):
     assert (pico / "config.json").exists()
 
 
+def test_a_single_file_may_be_shrunk_into_a_folder_beside_it(tmp_path, write_pico):
+    source = write_pico(tmp_path)
+    report = llmq.quantize(source / "model.safetensors", tmp_path / "out")
+    assert report.plan.quantized
+    with pytest.raises(UsageError, match="separate"):
+        llmq.quantize(source / "model.safetensors", tmp_path, overwrite=True)
+
+
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, pico):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
