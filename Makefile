@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow check fix clean
+.PHONY: help demo test test-slow check fix docs clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
 	@echo "make test       run the tests"
 	@echo "make check      format, lint, types and layers"
 	@echo "make fix        format and mend what ruff can"
+	@echo "make docs       run the demo and write its table and the flags into README and docs"
 	@echo "make test-slow  run the tests that take minutes"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -38,6 +39,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=kernels $(BIN)/lint-imports
+	$(BIN)/python scripts/update_docs.py --check
+
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/demo.py --markdown README.md
+	$(BIN)/python scripts/update_docs.py
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

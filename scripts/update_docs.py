@@ -1,0 +1,46 @@
+"""Write the pages of `docs/` that repeat what the code says; `--check` only tells whether they are up to date."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from llmq.cli.main import COMMANDS, cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def command_line() -> str:
+    """The page of commands and flags, from their own help."""
+    parts = [
+        "# The command line\n",
+        "Made from the commands' own help by `make docs`.\n",
+        "Results go to stdout, progress and hints to stderr. Every command takes `--json`. Exit codes: 0 fine,",
+        "1 unexpected, 2 usage, 3 input bad or corrupt, 4 unsupported, 5 not enough disk or memory, 6 verification",
+        "failed, 7 network, 75 stopped but resumable, 130 interrupted.\n",
+    ]
+    with click.Context(cli, info_name="llmq", max_content_width=110) as top:
+        parts += ["```", cli.get_help(top), "```\n"]
+        for name in COMMANDS:
+            command = cli.get_command(top, name)
+            assert command is not None
+            with click.Context(command, info_name=name, parent=top, max_content_width=110) as context:
+                parts += [f"## llmq {name}\n", "```", command.get_help(context), "```\n"]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write or check the pages."""
+    pages = {DOCS / "cli.md": command_line()}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if "--check" not in sys.argv[1:]:
+        for path in stale:
+            path.write_text(pages[path], encoding="utf-8")
+    elif stale:
+        sys.exit(f"out of date: {', '.join(path.name for path in stale)} (run `make docs`)")
+
+
+if __name__ == "__main__":
+    main()
