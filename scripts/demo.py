@@ -1,6 +1,6 @@
-"""Shrink the sample model to 8, 4 and 2 bits, and show what becomes of it: what `make demo` runs.
+"""Shrink the sample model to 8, 4 and 2 bits with the `llmq` command, measure each, and let each write.
 
-Every step is the `llmq` command in a process of its own, so that the peak memory is that of the step.
+python scripts/demo.py [FOLDER]
 """
 
 from __future__ import annotations
@@ -9,139 +9,116 @@ import json
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import click
+from rich.console import Console
+from rich.table import Table
 
-from llmq.cli.output import print_table
 from llmq.cli.sizes import format_size
 
-PROMPT: Final = "It was a cold evening, and the old man"
-WIDTHS: Final = (8, 4, 2)
+BITS: Final = (8, 4, 2)
+PROMPT: Final = "It was a dark night, and"
 TOKENS: Final = 60
-SAMPLING: Final = ("--temp", "0.8", "--top-p", "0.95", "--seed", "5")
+
+console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one checkpoint."""
+    """What was measured of one model."""
 
     name: str
-    size: int
-    evaluation: dict[str, Any]
-    generation: dict[str, Any]
-
-    def cells(self, original: Row) -> tuple[str, ...]:
-        """Return the row of the table."""
-        perplexity, base = self.evaluation["perplexity"], original.evaluation["perplexity"]
-        kl = self.evaluation.get("kl_mean")
-        return (
-            self.name,
-            format_size(self.size),
-            f"{self.evaluation['bits_per_weight']:.2f}",
-            f"{perplexity:.2f} ± {self.evaluation['perplexity_se']:.2f}",
-            "" if self is original else f"{100 * (perplexity / base - 1):+.2f} %",
-            "" if kl is None else f"{kl:.5f}",
-            f"{self.generation['tokens_per_second']:.0f}",
-            format_size(self.generation["peak_anon_bytes"]),
-            format_size(self.generation["peak_rss_bytes"]),
-        )
+    inspected: dict[str, Any]
+    evaluated: dict[str, Any]
+    generated: dict[str, Any]
 
 
-COLUMNS: Final = (
-    "checkpoint",
-    "size>",
-    "bits/weight>",
-    "perplexity>",
-    "change>",
-    "KL (nats)>",
-    "tokens/s>",
-    "peak anon>",
-    "peak RSS>",
-)
+def llmq(*arguments: str | Path) -> dict[str, Any]:
+    """Run a command and return what it prints; its progress goes to our stderr. Exits if it fails."""
+    words = [str(argument) for argument in arguments]
+    print(f"$ llmq {' '.join(repr(word) if ' ' in word else word for word in words)}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmq", *words, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"demo: the command failed with exit code {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
-def llmq(*arguments: str) -> dict[str, Any]:
-    """Run a command with `--json` and return its object; its progress is shown. Ends the demo if it fails."""
-    click.secho("$ llmq " + " ".join(arguments), err=True, bold=True)
-    run = subprocess.run([sys.executable, "-m", "llmq", *arguments, "--json"], stdout=subprocess.PIPE, check=False)
-    if run.returncode:
-        sys.exit(run.returncode)
-    found: dict[str, Any] = json.loads(run.stdout)
-    return found
+def measure(name: str, model: Path, text: Path, base: Path | None) -> Row:
+    """Inspect, evaluate and run one model."""
+    against = ("--base", base) if base else ()
+    return Row(
+        name,
+        llmq("inspect", model),
+        llmq("eval", model, "--text", text, *against),
+        llmq("generate", model, "-p", PROMPT, "-m", str(TOKENS), "--temp", "0.7", "--min-p", "0.05", "--seed", "1"),
+    )
 
 
-def measure(name: str, folder: Path, text: Path, base: Path | None) -> Row:
-    """Evaluate a checkpoint and let it write."""
-    against = ["--base", str(base)] if base else []
-    evaluation = llmq("eval", str(folder), "--text", str(text), *against)
-    # The first run may compile kernels; what it writes is the same.
-    prompt = [
-        "generate",
-        str(folder),
-        "-p",
-        PROMPT,
-        "-m",
-        str(TOKENS),
-        "--temp",
-        "0.8",
-        "--top-p",
-        "0.95",
-        "--seed",
-        "5",
-    ]
-    llmq(*prompt)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Row(name, size, evaluation, llmq(*prompt))
-
-
-def markdown(rows: list[Row]) -> str:
-    """The table for the README."""
-    headings = [column.removesuffix(">") for column in COLUMNS]
-    lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(["---", *["---:"] * (len(headings) - 1)]) + "|"]
-    lines += ["| " + " | ".join(row.cells(rows[0])) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-@click.command()
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-@click.option(
-    "--markdown", "readme", type=click.Path(path_type=Path), help="Put the table into this file's demo section."
-)
-def main(folder: Path, readme: Path | None) -> None:
-    """Shrink the sample model, evaluate it, and let it write."""
-    began = time.perf_counter()
-    original = folder / "sample"
-    shutil.rmtree(original, ignore_errors=True)
-    llmq("sample", str(original))
-    text = original / "heldout.txt"
-    rows = [measure("original (bf16)", original, text, None)]
-    for bits in WIDTHS:
-        output = folder / f"{bits}bit"
-        llmq("quantize", str(original), "-o", str(output), "--bits", str(bits), "--overwrite")
-        rows.append(measure(f"{bits} bits", output, text, original))
-    click.echo()
-    print_table(COLUMNS, [row.cells(rows[0]) for row in rows])
-    click.echo(f"\nPerplexity and KL divergence on held-out text, {rows[0].evaluation['protocol']}.")
-    click.echo(f"\nWhat they write after {PROMPT!r}:")
+def show(rows: list[Row]) -> None:
+    """Print the table and the texts."""
+    original = rows[0].evaluated["perplexity"]
+    table = Table(title="The sample model, original and shrunk")
+    for heading in (
+        "model",
+        "size",
+        "bits/weight",
+        "perplexity",
+        "vs original",
+        "KL (nats)",
+        "tokens/s",
+        "peak memory",
+    ):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
-        written = " ".join(row.generation["text"].split())
-        click.echo(f"\n{row.name}")
-        click.echo(textwrap.fill(written, 100, initial_indent="    ", subsequent_indent="    "))
-    if readme:
-        put(readme, markdown(rows))
-    click.echo(f"\n{time.perf_counter() - began:.0f} s; the checkpoints are in {folder}")
+        scored, made = row.evaluated, row.generated
+        is_original = "kl_mean" not in scored
+        table.add_row(
+            row.name,
+            format_size(row.inspected["total_bytes"]),
+            f"{row.inspected['bits_per_weight']:.2f}",
+            f"{scored['perplexity']:.2f}",
+            "-" if is_original else f"{100 * (scored['perplexity'] / original - 1):+.2f} %",
+            "-" if is_original else f"{scored['kl_mean']:.4f}",
+            f"{made['tokens_per_second']:.0f}",
+            format_size(made["peak_rss_bytes"]),
+        )
+    console.print()
+    console.print(table)
+    scored = rows[0].evaluated
+    console.print(f"Perplexity on {scored['tokens']:,} tokens the model never saw: {scored['protocol']}.")
+    console.print("KL: divergence from the original's predictions. Peak memory: of the whole process, Python included.")
+    for row in rows:
+        console.print(f"\n[bold]{row.name}[/bold] goes on from {PROMPT!r}:")
+        console.print(row.generated["text"].strip(), markup=False)
 
 
-def put(readme: Path, table: str) -> None:
-    """Replace what stands between the markers `<!-- demo:begin -->` and `<!-- demo:end -->`."""
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- demo:begin -->\n")
-    _, after = rest.split("<!-- demo:end -->")
-    readme.write_text(f"{before}<!-- demo:begin -->\n{table}<!-- demo:end -->{after}", encoding="utf-8")
+def main() -> None:
+    """Run all steps."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    began = time.perf_counter()
+    source = folder / "sample"
+    outputs = {bits: folder / f"{bits}bit" for bits in BITS}
+    for earlier in (source, *outputs.values()):
+        if earlier.exists():
+            shutil.rmtree(earlier)
+    llmq("doctor", "--warm")  # so that no figure below counts compiling
+    text = Path(llmq("sample", source)["text"])
+    for bits, output in outputs.items():
+        llmq("quantize", source, "-o", output, "--bits", str(bits))
+    rows = [measure("original", source, text, None)]
+    rows += [measure(f"{bits}-bit", output, text, source) for bits, output in outputs.items()]
+    show(rows)
+    console.print(f"\nAll of this took {time.perf_counter() - began:.0f} s; the models are in {folder}/.")
 
 
 if __name__ == "__main__":

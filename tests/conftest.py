@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import settings
 from safetensors.numpy import save_file
+
+# The first call of a kernel compiles it, which no deadline foresees.
+settings.register_profile("llmq", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("llmq")
 
 PICO_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -113,3 +119,11 @@ def write_pico() -> WritePico:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def sample_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled sample checkpoint in a folder; not to be written to."""
+    from llmq.sample import write_sample
+
+    return write_sample(tmp_path_factory.mktemp("models") / "sample")

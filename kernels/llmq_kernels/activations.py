@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmq_kernels.doors import matrix_of
+from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
 
 __all__ = ["activation_group", "activations_reference", "quantize_activations"]
@@ -43,13 +44,13 @@ def activation_group(group_size: int) -> int:
     return max(moderate or divisors)
 
 
-@jit(fastmath={"nnan", "nsz"})
+@jit
 def _largest(x: np.ndarray) -> np.float32:
-    """Find the largest magnitude in float32 (n,)."""
-    most = np.float32(0.0)
+    """Find the largest magnitude in float32 (n,), comparing bits as integers: NaN beats everything."""
+    most = np.uint32(0)
     for value in x:
-        most = max(most, abs(value))
-    return most
+        most = max(most, np.uint32(bits_of(value) & np.uint32(0x7FFFFFFF)))
+    return float_of(most)
 
 
 @jit
@@ -72,7 +73,8 @@ def _quantize_activations(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, s
         for group in range(n_groups):
             start = group * group_size
             part = x[token, start : start + group_size]
-            s = max(_largest(part) / np.float32(127.0), np.float32(2.0**-126))
+            s = _largest(part) / np.float32(127.0)
+            s = np.float32(2.0**-126) if s < np.float32(2.0**-126) else s
             scale[token, group] = s
             sums[token, group] = _encode(part, s, codes[token, start : start + group_size])
 
@@ -82,8 +84,8 @@ def quantize_activations(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np
 
     Each value is off by at most `scale / 2`, so that one output of ``compute="int8"`` differs from exact activations
     by at most ``sum over groups of scale / 2 * sum|w|``, and is exact wherever all values of a group are multiples
-    of its scale. Groups of zeros get the scale 2**-126. NaN and infinity make unspecified codes: check activations
-    before, where they can occur.
+    of its scale. Groups of zeros get the scale 2**-126. A group with NaN or infinity gets such a scale too, and
+    products with it are NaN or infinite.
 
     Parameters
     ----------

@@ -29,6 +29,9 @@ _TILE: Final = 64
 _ROWS: Final = 32
 """Rows of a task, about."""
 
+_PARALLEL: Final = 1 << 19
+"""Products of queries and keys from which waking the threads pays: about 40 microseconds of work."""
+
 
 def attention_reference(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, window: int | None = None
@@ -169,17 +172,17 @@ def _attend(work: np.ndarray, keys: np.ndarray, values: np.ndarray, position: in
                 _gather(work[row + i], values, start, stop)
 
 
-@jit(parallel=True)
-def _attention(
+@jit
+def _run(
     queries: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
     place: tuple[int, int, np.float32],
-    span: int,
-    scratch: np.ndarray,
+    task: tuple[int, int, int],
+    work: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Attention in tasks of `span` heads and a block of tokens.
+    """Run one task: copy its queries into `work`, attend, and write its part of `out`.
 
     Parameters
     ----------
@@ -187,35 +190,61 @@ def _attention(
     keys, values : float32 (kv_heads, capacity, head_dim)
     place : (int, int, float32)
         Position of the first token, window, scale of the scores.
-    span : int
-        Heads of a task; divides the number of heads that share keys.
-    scratch : float32 (threads, rows, 2 * head_dim + _TILE + 2)
+    task : (int, int, int)
+        Number of the task, its heads and its tokens; its heads share keys.
+    work : float32 (rows, 2 * head_dim + _TILE + 2)
+        Scratch for heads x tokens, rounded up to pairs.
     """
     tokens, heads, head_dim = queries.shape
+    number, span, block = task
     start, window, scale = place
-    block = scratch.shape[1] // span
     blocks = (tokens + block - 1) // block
-    for task in numba.prange(heads // span * blocks):
-        head = task // blocks * span
-        # Later blocks see more: light and heavy ones alternate, since threads take equal runs of tasks.
-        turn = task % blocks
-        token = block * (turn // 2 if turn % 2 == 0 else blocks - 1 - turn // 2)
-        count = min(block, tokens - token)
-        rows = count * span
-        work = scratch[_thread(), : rows + rows % 2]
-        work[:, head_dim : 2 * head_dim] = np.float32(0.0)
-        work[:, 2 * head_dim + _TILE] = np.float32(-np.inf)
-        work[:, 2 * head_dim + _TILE + 1] = np.float32(0.0)
-        work[work.shape[0] - 1, :head_dim] = np.float32(0.0)
-        for row in range(rows):
-            for d in range(head_dim):
-                work[row, d] = queries[token + row // span, head + row % span, d] * scale
-        cache = head // (heads // keys.shape[0])
-        _attend(work, keys[cache], values[cache], start + token, (count, span, window))
-        for row in range(rows):
-            share = np.float32(1.0) / work[row, 2 * head_dim + _TILE + 1]
-            for d in range(head_dim):
-                out[token + row // span, head + row % span, d] = work[row, head_dim + d] * share
+    head = number // blocks * span
+    # Later blocks see more: light and heavy ones alternate, since threads take equal runs of tasks.
+    turn = number % blocks
+    token = block * (turn // 2 if turn % 2 == 0 else blocks - 1 - turn // 2)
+    count = min(block, tokens - token)
+    rows = count * span
+    work = work[: rows + rows % 2]
+    work[:, head_dim : 2 * head_dim] = np.float32(0.0)
+    work[:, 2 * head_dim + _TILE] = np.float32(-np.inf)
+    work[:, 2 * head_dim + _TILE + 1] = np.float32(0.0)
+    work[work.shape[0] - 1, :head_dim] = np.float32(0.0)
+    for row in range(rows):
+        for d in range(head_dim):
+            work[row, d] = queries[token + row // span, head + row % span, d] * scale
+    cache = head // (heads // keys.shape[0])
+    _attend(work, keys[cache], values[cache], start + token, (count, span, window))
+    for row in range(rows):
+        share = np.float32(1.0) / work[row, 2 * head_dim + _TILE + 1]
+        for d in range(head_dim):
+            out[token + row // span, head + row % span, d] = work[row, head_dim + d] * share
+
+
+@jit
+def _attention(
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    place: tuple[int, int, np.float32],
+    tasks: tuple[int, int, int],
+    scratch: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Run all tasks on one thread; `arrays` are queries, keys and values, `tasks` their number, heads and tokens."""
+    for task in range(tasks[0]):
+        _run(arrays[0], arrays[1], arrays[2], place, (task, tasks[1], tasks[2]), scratch[0], out)
+
+
+@jit(parallel=True)
+def _attention_parallel(
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    place: tuple[int, int, np.float32],
+    tasks: tuple[int, int, int],
+    scratch: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Run all tasks on all threads, each with its part of float32 (threads, rows, 2 * head_dim + _TILE + 2) scratch."""
+    for task in numba.prange(tasks[0]):
+        _run(arrays[0], arrays[1], arrays[2], place, (task, tasks[1], tasks[2]), scratch[_thread()], out)
 
 
 def attention(
@@ -256,16 +285,19 @@ def attention(
         out = np.empty_like(queries)
     elif out.shape != queries.shape or out.dtype != np.float32 or not (out.flags.c_contiguous and out.flags.writeable):
         raise ValueError(f"out must be a writable C-contiguous float32 array of shape {queries.shape}, not {out.shape}")
+    parallel = queries.size * (start + tokens) >= _PARALLEL
     # Fewer heads a task where there would not be a task for every thread.
-    span = heads // max(keys.shape[0], 1)
-    while span % 2 == 0 and heads // span * -(-tokens * span // _ROWS) < threads():
+    span = heads // keys.shape[0]
+    while parallel and span % 2 == 0 and heads // span * -(-tokens * span // _ROWS) < threads():
         span //= 2
     block = min(max(1, _ROWS // span), max(tokens, 1))
-    rows = block * span + block * span % 2
     # As many as there can be, not as are set now: another Python thread may set more meanwhile.
-    scratch = np.empty((_numba.config.NUMBA_NUM_THREADS, rows, 2 * head_dim + _TILE + 2), np.float32)
-    place = (start, window or start + tokens, np.float32(1.0 / math.sqrt(head_dim)))
-    _attention(frozen(queries), frozen(keys), frozen(values), place, span, scratch, out)
+    workers = _numba.config.NUMBA_NUM_THREADS if parallel else 1
+    scratch = np.empty((workers, block * span + block * span % 2, 2 * head_dim + _TILE + 2), np.float32)
+    arrays = frozen(queries), frozen(keys), frozen(values)
+    place = start, window or start + tokens, np.float32(1.0 / math.sqrt(head_dim))
+    tasks = heads // span * -(-tokens // block), span, block
+    (_attention_parallel if parallel else _attention)(arrays, place, tasks, scratch, out)
     return out
 
 

@@ -117,8 +117,11 @@ def round_single(value: np.float32, kind: int) -> np.float32:
     smallest normal value, 2**-126, so that dividing by it stays finite; in float16 no smaller than 2**-24. The sign
     is kept; zero and NaN count as positive and tiny.
     """
-    smallest = np.float32(_SMALLEST_HALF if kind == _FLOAT16 else _SMALLEST_NORMAL)
-    largest = np.float32(_LARGEST_HALF if kind == _FLOAT16 else _LARGEST_BFLOAT if kind == _BFLOAT16 else _LARGEST_FLOAT)
+    if kind == _FLOAT16:
+        smallest, largest = np.float32(_SMALLEST_HALF), np.float32(_LARGEST_HALF)
+    else:
+        smallest = np.float32(_SMALLEST_NORMAL)
+        largest = np.float32(_LARGEST_BFLOAT if kind == _BFLOAT16 else _LARGEST_FLOAT)
     size = abs(value)
     size = size if size > smallest else smallest
     size = size if size < largest else largest

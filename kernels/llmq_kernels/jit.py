@@ -82,7 +82,15 @@ class _ForgivingCache(_FunctionCache):  # type: ignore[misc]
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # noqa: BLE001, RUF100
+            self._forget()
             return None
+
+    def _forget(self) -> None:
+        """Empty an index that cannot be trusted, so that compiled code can be saved again."""
+        try:
+            self.flush()
+        except OSError:
+            self.disable()
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Write machine code unless the disk is full or the folder has become unwritable."""

@@ -57,8 +57,8 @@ def _load(groups: np.ndarray, first: int, tile: np.ndarray, work: np.ndarray) ->
             for j in range(groups.shape[1]):
                 low = min(low, groups[group, j])
                 high = max(high, groups[group, j])
-        exponent = min(max(np.int64(bits_of(max(high, -low)) >> 23), 27), 227)
-        unit = float_of((254 - exponent) << 23)
+        exponent = np.int64(bits_of(max(high, -low)) >> 23)  # biased by 127
+        unit = float_of(np.uint32((254 - min(max(exponent, np.int64(27)), np.int64(227))) << 23))
         work[_UNIT, lane] = unit
         work[_LOW, lane] = low * unit
         work[_HIGH, lane] = high * unit

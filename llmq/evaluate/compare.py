@@ -1,196 +1,226 @@
-"""How far the weights of a packed checkpoint are from those it was made of, block by block."""
+"""The error of every quantized tensor, block by block: neither checkpoint is ever held as a whole."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from math import inf, log10, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from llmq.checkpoint.dtypes import NUMPY_DTYPES
-from llmq.checkpoint.mapped import MappedCheckpoint
-from llmq.checkpoint.source import open_source
-from llmq.errors import InputError
-from llmq.formats.compressed_tensors import SUFFIXES, decode, read_schemes
-from llmq.spec import QuantizedTensor
+from llmq.errors import InputError, UnsupportedError
+from llmq.evaluate.inventory import inventory
+from llmq.evaluate.rows import FLOATS, raw_bytes, read_rows
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from llmq.checkpoint.header import TensorInfo
-    from llmq.checkpoint.source import FolderSource
-    from llmq.formats.compressed_tensors import Schemes
+    from llmq.checkpoint.source import Source
+    from llmq.evaluate.inventory import Entry
     from llmq.system.progress import Progress
 
 __all__ = ["Comparison", "TensorError", "compare"]
 
-_BLOCK_ELEMENTS: Final = 4 << 20
-_FLOATS: Final = ("F16", "BF16", "F32", "F64")
+_BLOCK_ELEMENTS: Final = 1 << 20
+_ROWS: Final = 32
+"""Zero points are packed across so many rows."""
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """The error of one tensor.
+    """How far a weight is from what it was.
 
     Parameters
     ----------
     name : str
-        In the source.
-    bits : int or None
-        Width of its codes; None for a tensor that is stored as floats.
-    squared_error, squares, squared_output, product : float
-        Sums over all elements of (w - v)^2, w^2, v^2 and w v, for source w and output v.
+    bits : int
+        Of a code, or of an element where it is not packed.
+    quantized, unchanged : bool
+        Whether it is packed; whether its bytes are the source's.
+    squared_error, squares : float
+        Sums over all elements of the squared error and of the squared source.
+    cosine : float
+        Between both weights as vectors; 1 where both are zero.
     max_error : float
-        Largest |w - v|.
+        Largest absolute error.
     """
 
     name: str
-    bits: int | None
+    bits: int
+    quantized: bool
+    unchanged: bool
     squared_error: float
     squares: float
-    squared_output: float
-    product: float
+    cosine: float
     max_error: float
 
     @property
     def nmse(self) -> float:
-        """Sum of squared error over sum of squares."""
-        return _ratio(self.squared_error, self.squares)
+        """Squared error over squares."""
+        return _nmse(self.squared_error, self.squares)
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantization noise in decibels, -10 log10(nmse)."""
+        """Signal to quantization noise in decibels; infinite where nothing changed."""
         return _decibels(self.nmse)
 
-    @property
-    def cosine(self) -> float:
-        """Cosine between source and output as vectors; 1 where both are zero."""
-        norms = sqrt(self.squares) * sqrt(self.squared_output)
-        return self.product / norms if norms else float(self.squares == self.squared_output)
+    def to_json(self) -> dict[str, Any]:
+        """Return its entry of `llmq compare --json`."""
+        names = ("name", "bits", "quantized", "unchanged", "nmse", "sqnr_db", "cosine", "max_error")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The errors of all tensors, in the order of the source."""
+    """An output against its source.
+
+    Parameters
+    ----------
+    tensors : tuple of TensorError
+        In the order of the output.
+    """
 
     tensors: tuple[TensorError, ...]
 
     @property
+    def quantized(self) -> tuple[TensorError, ...]:
+        """The packed ones."""
+        return tuple(t for t in self.tensors if t.quantized)
+
+    @property
     def nmse(self) -> float:
-        """Over the quantized tensors together."""
-        quantized = [t for t in self.tensors if t.bits is not None]
-        return _ratio(sum(t.squared_error for t in quantized), sum(t.squares for t in quantized))
+        """Sum of squared error over sum of squares, quantized tensors only."""
+        return _nmse(sum(t.squared_error for t in self.quantized), sum(t.squares for t in self.quantized))
 
     @property
     def sqnr_db(self) -> float:
-        """Over the quantized tensors together."""
+        """The same in decibels."""
         return _decibels(self.nmse)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `llmq compare --json` prints, without its schema number."""
-        keys = ("name", "bits", "nmse", "sqnr_db", "cosine", "max_error")
-        tensors = [{key: getattr(t, key) for key in keys} for t in self.tensors]
-        return {"nmse": self.nmse, "sqnr_db": self.sqnr_db, "tensors": tensors}
+        return {"nmse": self.nmse, "sqnr_db": self.sqnr_db, "tensors": [t.to_json() for t in self.tensors]}
 
 
-def compare(source: str | Path, output: str | Path, *, progress: Progress | None = None) -> Comparison:
-    """Compare a checkpoint with one made from it; both are read in blocks of rows.
+def _nmse(squared_error: float, squares: float) -> float:
+    if squared_error == 0.0:
+        return 0.0
+    return squared_error / squares if squares else math.inf
+
+
+def _decibels(nmse: float) -> float:
+    if nmse == 0.0:
+        return math.inf
+    return -10.0 * math.log10(nmse) if nmse < math.inf else -math.inf
+
+
+def compare(source: Source, output: Source, *, progress: Progress | None = None) -> Comparison:
+    """Compare all weights of two open checkpoints, either of which may be packed.
 
     Parameters
     ----------
-    source, output : str or Path
-        The original and the quantized checkpoint.
+    source : Source
+        What the output was made from.
+    output : Source
     progress : Progress, optional
-        Told of the bytes of the source that are done.
+        Told of the bytes of the output.
 
     Raises
     ------
     InputError
-        A tensor of the source is missing in the output, or has another shape there.
+        They do not have the same weights, in the same shapes.
+    UnsupportedError
+        One is quantized in a way that llmq does not read.
     """
-    progress = progress or NullProgress()
-    with open_source(source) as original, open_source(output) as made:
-        mapped, schemes = MappedCheckpoint(made), read_schemes(made.config)
-        infos = [info for info in original.tensors.values() if info.dtype in _FLOATS and info.nbytes]
-        progress.start("comparing", sum(info.nbytes for info in infos))
-        errors = []
-        for info in infos:
-            found = _packed(info, mapped, schemes)
-            blocks = _dense_blocks(info, made) if found is None else _packed_blocks(found)
-            errors.append(_error(info, original, found.spec.bits if found else None, blocks))
-            progress.advance(info.nbytes)
-        progress.finish()
-    return Comparison(tuple(errors))
+    theirs = {entry.name: entry for entry in _entries(source)}
+    ours = _entries(output)
+    _check_names(source.label, theirs, output.label, ours)
+    told = progress or NullProgress()
+    told.start("comparing", sum(entry.nbytes for entry in ours))
+    found = []
+    for entry in ours:
+        before = theirs[entry.name]
+        if entry.shape != before.shape:
+            raise InputError(
+                "other shape than in the source",
+                file=output.label,
+                tensor=entry.name,
+                expected=before.shape,
+                found=entry.shape,
+            )
+        found.append(_compare(source, before, output, entry))
+        told.advance(entry.nbytes)
+    told.finish()
+    return Comparison(tuple(found))
 
 
-def _packed(info: TensorInfo, mapped: MappedCheckpoint, schemes: Schemes | None) -> QuantizedTensor | None:
-    module = info.name.removesuffix(".weight")
-    tensors = mapped.source.tensors
-    if schemes is None or f"{module}.weight_packed" not in tensors:
-        return None
-    arrays = {s: mapped.tensor(f"{module}.{s}") for s in SUFFIXES if f"{module}.{s}" in tensors}
-    found = decode(arrays, schemes.scheme(module), module)
-    _check_shape(info, found.shape)
-    return found
+def _entries(source: Source) -> tuple[Entry, ...]:
+    held = inventory(source)
+    if not held.readable:
+        raise UnsupportedError(f"quantized by {held.format}, which llmq does not read", file=source.label)
+    return held.entries
 
 
-def _check_shape(info: TensorInfo, shape: tuple[int, ...]) -> None:
-    if shape != info.shape:
-        raise InputError("shapes differ", tensor=info.name, expected=list(info.shape), found=list(shape))
+def _check_names(source: str, theirs: dict[str, Entry], output: str, ours: tuple[Entry, ...]) -> None:
+    names = {entry.name for entry in ours}
+    for file, left in ((output, theirs.keys() - names), (source, names - theirs.keys())):
+        if left:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            raise InputError(f"has no such tensor{more}: not made from each other", file=file, tensor=min(left))
 
 
-def _packed_blocks(q: QuantizedTensor) -> Iterator[np.ndarray]:
-    step = _rows(q.shape)
-    for start in range(0, q.shape[0], step):
-        rows = slice(start, start + step)
-        zero_point = None if q.zero_point is None else q.zero_point[rows]
-        packed, scale = q.packed[rows], q.scale[rows]
-        yield QuantizedTensor(q.spec, (packed.shape[0], q.shape[1]), packed, scale, zero_point).dequantize()
+def _compare(source: Source, before: Entry, output: Source, after: Entry) -> TensorError:
+    same = (
+        before.dtype == after.dtype and not (before.spec or after.spec) and _same_bytes(source, before, output, after)
+    )
+    known = all(entry.spec or entry.dtype in FLOATS for entry in (before, after))
+    sums = _Sums()
+    if same or not known:
+        # What holds no floats either is the same or is not.
+        sums.error = 0.0 if same else math.nan
+        sums.largest = sums.error
+    else:
+        for start, stop in _row_blocks(after):
+            sums.add(read_rows(source, before, start, stop), read_rows(output, after, start, stop))
+    quantized = after.spec is not None
+    return TensorError(after.name, after.bits, quantized, same, sums.error, sums.before, sums.cosine(), sums.largest)
 
 
-def _dense_blocks(info: TensorInfo, made: FolderSource) -> Iterator[np.ndarray]:
-    found = made.tensors.get(info.name)
-    if found is None:
-        raise InputError("missing in the output", file=made.label, tensor=info.name)
-    _check_shape(info, found.shape)
-    yield from _read_blocks(found, made)
+def _same_bytes(source: Source, before: Entry, output: Source, after: Entry) -> bool:
+    one, other = before.parts[""], after.parts[""]
+    pairs = zip(raw_bytes(source, one), raw_bytes(output, other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def _read_blocks(info: TensorInfo, source: FolderSource) -> Iterator[np.ndarray]:
-    dtype = NUMPY_DTYPES[info.dtype]
-    rows = info.shape[0] if info.shape else 1
-    row_bytes = info.nbytes // rows
-    step = _rows(info.shape)
+def _row_blocks(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about a million elements; a vector is one row for each element."""
+    rows = entry.shape[0] if entry.shape else 1
+    width = max(1, entry.parameters // max(1, rows))
+    step = max(1, _BLOCK_ELEMENTS // width // _ROWS) * _ROWS
     for start in range(0, rows, step):
-        raw = np.empty(min(step, rows - start) * row_bytes, np.uint8)
-        source.read_into(info, start * row_bytes, raw.data)
-        yield raw.view(dtype).astype(np.float32).reshape(min(step, rows - start), -1)
+        yield start, min(rows, start + step)
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    elements = int(np.prod(shape[1:], dtype=np.int64))
-    return max(1, _BLOCK_ELEMENTS // max(1, elements))
+class _Sums:
+    """Sums over the elements of a weight seen so far, in float64."""
 
+    def __init__(self) -> None:
+        self.error = self.before = self.after = self.product = self.largest = 0.0
 
-def _error(info: TensorInfo, source: FolderSource, bits: int | None, blocks: Iterator[np.ndarray]) -> TensorError:
-    sums, largest = np.zeros(4), 0.0
-    for one, other in zip(_read_blocks(info, source), blocks, strict=True):
-        weight, value = one.ravel(), other.ravel()
-        difference = weight - value
-        pairs = ((difference, difference), (weight, weight), (value, value), (weight, value))
-        # Sums of a block in float64: a large tensor has more elements than float32 has precision.
-        sums += [float(np.einsum("i,i->", a, b, dtype=np.float64, casting="safe")) for a, b in pairs]
-        largest = max(largest, float(np.abs(difference).max()))
-    squared_error, squares, squared_output, product = sums.tolist()
-    return TensorError(info.name, bits, squared_error, squares, squared_output, product, largest)
+    def add(self, before: np.ndarray, after: np.ndarray) -> None:
+        """Count a block of both, float32 (rows, columns)."""
+        x, y = before.astype(np.float64).ravel(), after.astype(np.float64).ravel()
+        difference = y - x
+        self.error += float(difference @ difference)
+        self.before += float(x @ x)
+        self.after += float(y @ y)
+        self.product += float(x @ y)
+        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
-
-def _ratio(error: float, squares: float) -> float:
-    return error / squares if squares else (inf if error else 0.0)
-
-
-def _decibels(nmse: float) -> float:
-    return -10 * log10(nmse) if nmse else inf
+    def cosine(self) -> float:
+        """Cosine of the angle between both."""
+        if self.error == 0.0:
+            return 1.0
+        length = math.sqrt(self.before * self.after)
+        return self.product / length if length else 0.0

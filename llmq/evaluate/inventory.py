@@ -146,7 +146,9 @@ def inventory(source: Source) -> Inventory:
         elif schemes is None or not _belongs(name, source.tensors):
             bits = 8 * bytes_per_element(info.dtype)
             entries.append(Entry(name, info.dtype, info.shape, bits, {"": info}))
-    return Inventory(_architecture(source.config), method or DENSE, tuple(entries), method is None or schemes is not None)
+    return Inventory(
+        _architecture(source.config), method or DENSE, tuple(entries), method is None or schemes is not None
+    )
 
 
 def _is_ours(source: Source) -> bool:
@@ -189,6 +191,10 @@ def _shape(source: Source, parts: Mapping[str, TensorInfo]) -> tuple[int, int]:
     fits = len(packed.shape) == 2 and rows == packed.shape[0] and 0 < columns <= 32 * packed.shape[1]
     if not fits:
         raise InputError(
-            "does not fit the packed codes", file=info.file, tensor=info.name, expected=list(packed.shape), found=[rows, columns]
+            "does not fit the packed codes",
+            file=info.file,
+            tensor=info.name,
+            expected=list(packed.shape),
+            found=[rows, columns],
         )
     return rows, columns

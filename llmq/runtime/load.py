@@ -10,6 +10,7 @@ from llmq.checkpoint.mapped import MappedCheckpoint
 from llmq.checkpoint.source import open_source
 from llmq.errors import UnsupportedError, UsageError
 from llmq.formats.compressed_tensors import already_quantized, read_schemes
+from llmq.formats.schemes import QUANT_METHOD
 from llmq.runtime.decoder import Attention, Block, Decoder, Mlp
 from llmq.runtime.linear import Compute
 from llmq.runtime.model import Model
@@ -63,7 +64,8 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
         config = decoder_config(source.config)
         schemes = read_schemes(source.config)
         method = None if schemes else already_quantized(source.config, source.tensors)
-        if method:
+        # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
+        if method and method != QUANT_METHOD:
             raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
         weights = Weights(MappedCheckpoint(source), schemes, compute)
         decoder = _decoder(config, weights)

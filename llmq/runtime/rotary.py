@@ -38,7 +38,8 @@ def frequencies(rope: Rope, head_dim: int, length: int) -> np.ndarray:
         return _yarn(rope, head_dim)
     if rope.kind == "llama3":
         return _llama3(rope, _plain(rope.theta, head_dim))
-    return _plain(rope.theta, head_dim) / np.float32(rope.factor if rope.kind == "linear" else 1.0)
+    found: np.ndarray = _plain(rope.theta, head_dim) / np.float32(rope.factor if rope.kind == "linear" else 1.0)
+    return found
 
 
 def rotation(rope: Rope, head_dim: int, positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +51,8 @@ def rotation(rope: Rope, head_dim: int, positions: np.ndarray, length: int) -> t
 
 def _powers(theta: float, head_dim: int) -> np.ndarray:
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return np.power(np.float32(theta), exponents, dtype=np.float32)
+    powers: np.ndarray = np.power(np.float32(theta), exponents, dtype=np.float32)
+    return powers
 
 
 def _plain(theta: float, head_dim: int) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_a_long_context_in_pieces():
 
 def test_the_number_of_threads_changes_nothing():
     rng = np.random.default_rng(0)
-    queries, keys, values = random(rng, 90, 4, 8), random(rng, 1, 100, 8), random(rng, 1, 100, 8)
+    queries, keys, values = random(rng, 90, 9, 16), random(rng, 3, 100, 16), random(rng, 3, 100, 16)
     before = threads()
     whole = attention(queries, keys, values, start=10)
     try:

@@ -21,7 +21,7 @@ SIZES = {
 
 @pytest.fixture(scope="session")
 def save_model():
-    """Save a random model of transformers and return what it reads back, in float32: `save_model(folder, model_type, **config)`."""
+    """Save a random model of transformers, and return what it reads back in float32."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 
@@ -99,6 +99,9 @@ def chatty(tmp_path_factory, save_model):
     """Folder of a tiny model with a byte tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("chatty")
     save_model(folder, vocab_size=300, max_position_embeddings=200)
-    template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    template = (
+        "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<s>{% endif %}"
+    )
     _write_tokenizer(folder, chat_template=template)
     return folder

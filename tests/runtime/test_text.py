@@ -130,7 +130,8 @@ def test_transformers_keeps_quiet_about_torch(tmp_path, write_tokenizer):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path; from llmq.runtime.text import load_tokenizer\n"
-        f"load_tokenizer(Path({str(tmp_path)!r})); import os; assert 'TRANSFORMERS_NO_ADVISORY_WARNINGS' not in os.environ"
+        f"load_tokenizer(Path({str(tmp_path)!r}))\n"
+        "import os; assert 'TRANSFORMERS_NO_ADVISORY_WARNINGS' not in os.environ"
     )
     env = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_NO_ADVISORY_WARNINGS"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)

@@ -1,0 +1,62 @@
+"""`llmq inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from llmq.cli.options import json_option, model_argument
+from llmq.cli.output import print_json, print_table
+from llmq.cli.sizes import format_size
+
+if TYPE_CHECKING:
+    from llmq.evaluate.inventory import Entry, Inventory
+
+__all__ = ["command"]
+
+
+@click.command()
+@model_argument
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub repository.")
+@json_option
+def command(model: str, tensors: bool, revision: str | None, as_json: bool) -> None:
+    """Show what a checkpoint holds: architecture, parameters, bits per weight. Reads headers only."""
+    from llmq.checkpoint.source import open_source
+    from llmq.evaluate.inventory import inventory
+
+    with open_source(model, revision=revision) as source:
+        held = inventory(source)
+    if as_json:
+        print_json(held.to_json())
+        return
+    _print_summary(held)
+    if tensors:
+        click.echo()
+        rows = [(e.name, _kind(e), " x ".join(map(str, e.shape)), format_size(e.nbytes)) for e in held.entries]
+        print_table(["tensor", "type", "shape>", "size>"], rows)
+
+
+def _print_summary(held: Inventory) -> None:
+    parameters, bits = held.parameters, held.bits_per_weight
+    kinds = Counter(_kind(entry) for entry in held.entries)
+    lines = [
+        ("architecture", held.architecture or "unknown"),
+        ("format", held.format),
+        ("parameters", f"{parameters:,}" if parameters is not None else "unknown"),
+        ("bits per weight", f"{bits:.3f}" if bits is not None else "unknown"),
+        ("size", f"{format_size(held.total_bytes)} in {len(held.entries)} tensors"),
+        ("types", ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())),
+    ]
+    for name, value in lines:
+        click.echo(f"{name:<16} {value}")
+
+
+def _kind(entry: Entry) -> str:
+    if entry.spec is None:
+        return entry.dtype
+    sign = "" if entry.spec.symmetric else " asymmetric"
+    group = "per channel" if entry.spec.group_size == -1 else f"group {entry.spec.group_size}"
+    return f"{entry.bits}-bit {group}{sign}"

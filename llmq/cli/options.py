@@ -1,0 +1,56 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["compute_option", "json_option", "model_argument", "sampling_options", "threads_option"]
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+_COMPUTE_HELP: Final = "Activations of packed layers: int8 is faster, float32 exact."
+
+
+def json_option(command: _Command) -> _Command:
+    """`--json`, given to the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def threads_option(command: _Command) -> _Command:
+    """`--threads`, None by default; for `prepare_kernels`."""
+    threads = click.IntRange(min=1)
+    return click.option("--threads", type=threads, metavar="N", help="Threads of the kernels.  [default: all]")(command)
+
+
+def compute_option(default: str) -> Callable[[_Command], _Command]:
+    """`--compute` with its default."""
+    choices = click.Choice(["int8", "float32"])
+    return click.option("--compute", type=choices, default=default, show_default=True, help=_COMPUTE_HELP)
+
+
+def model_argument(command: _Command) -> _Command:
+    """Argument MODEL: a folder, a file or a Hub id, as text."""
+    return click.argument("model", metavar="MODEL")(command)
+
+
+def sampling_options(temp: float) -> Callable[[_Command], _Command]:
+    """`--temp` with its default, `--top-k`, `--top-p`, `--min-p` and `--seed`: the fields of `Sampling`."""
+    options = (
+        click.option("--temp", type=float, default=temp, show_default=True, metavar="T", help="Temperature; 0: none."),
+        click.option("--top-k", type=int, default=0, metavar="K", help="Keep the K likeliest tokens; 0: all."),
+        click.option("--top-p", type=float, default=1.0, metavar="P", help="Keep the likeliest that add up to P."),
+        click.option("--min-p", type=float, default=0.0, metavar="P", help="Keep those of P times the likeliest."),
+        click.option("--seed", type=int, metavar="S", help="Makes sampling repeatable."),
+    )
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

@@ -1,0 +1,57 @@
+"""Results on stdout: one JSON object, or text and tables for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["SCHEMA", "print_json", "print_table"]
+
+SCHEMA: Final = 1
+"""Version of the objects that `--json` prints."""
+
+_WIDE: Final = 200
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print the one object of `--json`; infinities and NaN, which JSON does not have, become null."""
+    click.echo(json.dumps(_plain({"schema": SCHEMA} | result), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under headings; a column whose heading ends in `>` is set flush right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in columns:
+        right = heading.endswith(">")
+        table.add_column(heading.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    # No trailing blanks where a file or another program reads it.
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

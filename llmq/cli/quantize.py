@@ -1,0 +1,179 @@
+"""`llmq quantize`: shrink a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmq.cli.kernels import prepare_kernels
+from llmq.cli.options import json_option, model_argument, threads_option
+from llmq.cli.output import print_json, print_table
+from llmq.cli.progress import show_progress
+from llmq.cli.sizes import SIZE, format_size
+from llmq.errors import StoppedError
+
+if TYPE_CHECKING:
+    from llmq.pipeline import QuantizeReport
+    from llmq.plan import TensorPlan
+
+__all__ = ["command"]
+
+_KEEP_OR_BITS = click.Choice(["keep", *map(str, range(8, 0, -1))])
+
+
+class _GroupSize(click.ParamType):
+    """A positive number, or -1 or `channel` for the whole row."""
+
+    name = "n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a value from the command line."""
+        if value == "channel":
+            return -1
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'channel'", param, ctx)
+
+
+@click.command(short_help="Shrink a checkpoint.")
+@model_argument
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Folder to write.")
+@click.option("--bits", type=click.IntRange(1, 8), default=4, show_default=True, help="Bits of a code.")
+@click.option(
+    "--group-size",
+    type=_GroupSize(),
+    metavar="N",
+    help="Weights of a row that share a scale; -1 or 'channel': the whole row.  [default: 64; 128 for vllm]",
+)
+@click.option("--symmetric/--asymmetric", default=True, show_default=True, help="Without or with zero points.")
+@click.option(
+    "--range",
+    type=click.Choice(["full", "narrow"]),
+    default="full",
+    show_default=True,
+    help="narrow leaves the most negative code of a symmetric grid out.",
+)
+@click.option("--method", default="mse", show_default=True, metavar="NAME", help="How codes are chosen: mse or rtn.")
+@click.option(
+    "--lm-head", type=_KEEP_OR_BITS, help="Bits of an untied head.  [default: 8; keep for vllm, and if asymmetric]"
+)
+@click.option("--embeddings", type=_KEEP_OR_BITS, default="keep", show_default=True, help="Bits of the table.")
+@click.option("--ignore", multiple=True, metavar="REGEX", help="Keep the weights whose names it finds; repeatable.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="REGEX=bits:8,group:32",
+    help="Other settings for the weights whose names it finds; repeatable, later ones win.",
+)
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["llmq", "transformers", "vllm", "onnx"]),
+    default="llmq",
+    show_default=True,
+    help="Who must be able to read the result; what it could not is refused.",
+)
+@click.option("--max-memory", type=SIZE, help="Bound on the process's anonymous memory, such as 2GiB.")
+@click.option("--max-shard-size", type=SIZE, default="5GB", show_default=True, help="Bytes of a file.")
+@threads_option
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["error", "keep"]),
+    default="error",
+    show_default=True,
+    help="What to do about NaN or infinity in a weight: stop, or keep that weight as it is.",
+)
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub repository.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done with each tensor, and write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
+@click.option("--no-resume", is_flag=True, help="Start an interrupted run over.")
+@json_option
+def command(as_json: bool, no_resume: bool, **flags: Any) -> None:
+    """Shrink a checkpoint into the folder OUT.
+
+    MODEL is read block by block, its linear layers are quantized, and OUT gets a checkpoint in the compressed-tensors
+    format, which transformers reads too. An interrupted run is continued by the same command.
+    """
+    if not flags["dry_run"]:
+        prepare_kernels(flags["threads"])
+    from llmq.pipeline import quantize
+
+    with show_progress() as progress:
+        try:
+            report = quantize(**flags, resume=not no_resume, progress=progress)
+        except KeyboardInterrupt:
+            if not (flags["output"] / ".llmq").is_dir():
+                raise
+            raise StoppedError("stopped", file=flags["output"], hint="the same command goes on from here") from None
+    if as_json:
+        print_json(report.to_json())
+    elif report.state == "dry run":
+        _print_plan(report)
+    else:
+        _print_summary(report)
+
+
+def _print_plan(report: QuantizeReport) -> None:
+    plan = report.plan
+    groups: dict[tuple[str, ...], list[TensorPlan]] = {}
+    for tensor in plan.tensors:
+        shape = "x".join(map(str, tensor.info.shape))
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.name)
+        groups.setdefault((pattern, tensor.info.dtype, shape, _treatment(tensor)), []).append(tensor)
+    rows = [
+        (pattern, len(tensors), dtype, shape, what, format_size(sum(t.output_bytes for t in tensors)))
+        for (pattern, dtype, shape, what), tensors in groups.items()
+    ]
+    print_table(("tensor", "count>", "dtype", "shape", "becomes", "bytes>"), rows)
+    click.echo()
+    click.echo(f"{_sizes(report)}, {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}")
+    click.echo(f"peak memory about {format_size(plan.predicted_peak_bytes)} (anonymous)")
+    _print_skipped(report)
+    click.echo("nothing was written (--dry-run)")
+
+
+def _treatment(tensor: TensorPlan) -> str:
+    spec = tensor.spec
+    if spec is None:
+        return f"kept: {tensor.reason}"
+    grid = "" if spec.symmetric else " asymmetric"
+    return f"{spec.bits} bits, group {spec.group_size}{grid}"
+
+
+def _print_summary(report: QuantizeReport) -> None:
+    plan = report.plan
+    if report.state == "already complete":
+        click.echo(f"already complete: {report.output} ({_sizes(report)})")
+        return
+    click.echo(f"{report.output}: {_sizes(report)}")
+    widths = Counter(_treatment(t) for t in plan.quantized)
+    for what, count in sorted(widths.items()):
+        click.echo(f"  {count} tensors to {what}")
+    kept = Counter(t.reason for t in plan.tensors if t.spec is None)
+    for reason, count in sorted(kept.items()):
+        click.echo(f"  {count} kept: {reason}")
+    click.echo(f"  {plan.bits_per_weight_quantized:.3f} bits per quantized weight, scales included")
+    rate = format_size(plan.source_bytes / max(report.seconds, 1e-9))
+    click.echo(f"  {report.seconds:.1f} s ({rate}/s)")
+    anonymous, total = format_size(report.peak_anon_bytes), format_size(report.peak_rss_bytes)
+    click.echo(
+        f"  peak memory {anonymous} anonymous, {total} in all (predicted {format_size(plan.predicted_peak_bytes)})"
+    )
+    _print_skipped(report)
+
+
+def _sizes(report: QuantizeReport) -> str:
+    plan = report.plan
+    sizes = f"{format_size(plan.source_bytes)} -> {format_size(plan.output_bytes)}"
+    return f"{sizes}, {plan.bits_per_weight:.3f} bits per weight"
+
+
+def _print_skipped(report: QuantizeReport) -> None:
+    if report.skipped_files:
+        click.echo(f"  not copied: {', '.join(report.skipped_files)}")

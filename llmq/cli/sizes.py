@@ -1,0 +1,74 @@
+"""Sizes in bytes as people write and read them: `4GiB`, `500M`, `5GB`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from click import Context, Parameter
+
+__all__ = ["SIZE", "SizeType", "format_size", "parse_size"]
+
+_SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?:(?P<prefix>[kmgtp])(?P<binary>i)?)?b?", re.IGNORECASE)
+_PREFIXES: Final = " kMGTP"
+
+
+def parse_size(text: str) -> int:
+    """Read a size: a number with `K`, `M`, `G`, `T` or `P` (powers of 1000) or `Ki`... (1024), and `B` or not.
+
+    Raises
+    ------
+    ValueError
+        Anything else, or less than a byte.
+
+    >>> parse_size("4GiB"), parse_size("500M"), parse_size("1.5 kB"), parse_size("4096")
+    (4294967296, 500000000, 1500, 4096)
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is not a size such as 4GiB, 500M or 5GB")
+    base = 1024 if found["binary"] else 1000
+    power = _PREFIXES.upper().index(found["prefix"].upper()) if found["prefix"] else 0
+    whole, _, fraction = found["number"].partition(".")
+    # Whole numbers, so that no byte of a large size is lost to rounding.
+    size = int(whole + fraction or "0") * base**power // 10 ** len(fraction)
+    if size < 1:
+        raise ValueError(f"{text!r} is less than a byte")
+    return size
+
+
+def format_size(nbytes: float) -> str:
+    """Write a size with three digits, in powers of 1000.
+
+    >>> format_size(999), format_size(13638144), format_size(4_000_000_000)
+    ('999 B', '13.6 MB', '4.00 GB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    value, power = float(nbytes), 0
+    while value >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {_PREFIXES[power]}B"
+
+
+class SizeType(click.ParamType):
+    """A click parameter of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> int:
+        """Read a value from the command line."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE: Final = SizeType()
+"""To be given as `type=SIZE`."""

@@ -1,0 +1,81 @@
+"""Rows of a weight as float32, whether it is packed or not, read from its file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from llmq.checkpoint.dtypes import NUMPY_DTYPES
+from llmq.formats import FORMATS
+from llmq_kernels.floats import widen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmq.checkpoint.header import TensorInfo
+    from llmq.checkpoint.source import Source
+    from llmq.evaluate.inventory import Entry
+
+__all__ = ["FLOATS", "raw_bytes", "read_rows"]
+
+FLOATS: Final = ("F16", "BF16", "F32", "F64")
+"""Dtypes that can be widened, or narrowed, to float32."""
+
+_PIECE: Final = 4 << 20
+
+
+def raw_bytes(source: Source, info: TensorInfo) -> Iterator[np.ndarray]:
+    """Bytes of a stored tensor in pieces, uint8 (n,)."""
+    for start in range(0, info.nbytes, _PIECE):
+        yield _read(source, info, start, min(info.nbytes, start + _PIECE))
+
+
+def read_rows(source: Source, entry: Entry, start: int, stop: int) -> np.ndarray:
+    """Rows `start` to `stop` of a weight as float32 (rows, columns).
+
+    Parameters
+    ----------
+    source : Source
+        Open.
+    entry : Entry
+        Packed, or of one of `FLOATS`.
+    start, stop : int
+        `start` is a multiple of 32, for zero points are packed across rows.
+    """
+    if entry.spec is None:
+        info = entry.parts[""]
+        rows = info.shape[0] if info.shape else 1
+        raw = _read(source, info, start * info.nbytes // max(1, rows), stop * info.nbytes // max(1, rows))
+        return _to_float32(raw, info.dtype).reshape(stop - start, -1)
+    arrays = {suffix: _part(source, entry, suffix, start, stop) for suffix in entry.parts}
+    arrays["weight_shape"] = np.array([stop - start, entry.shape[1]], np.int64)
+    return FORMATS["compressed-tensors"].decode(arrays, entry.spec, entry.name.removesuffix(".weight")).dequantize()
+
+
+def _part(source: Source, entry: Entry, suffix: str, start: int, stop: int) -> np.ndarray:
+    """Rows of one of the stored tensors of a packed weight."""
+    info = entry.parts[suffix]
+    if suffix in ("weight_shape", "weight_g_idx"):  # not by rows
+        first, last = 0, info.shape[0]
+    elif suffix == "weight_zero_point" and info.dtype == "I32":
+        first, last = start * entry.bits // 32, -(-stop * entry.bits // 32)
+    else:
+        first, last = start, stop
+    width = info.nbytes // max(1, info.shape[0])
+    raw = _read(source, info, first * width, min(last * width, info.nbytes))
+    return raw.view(NUMPY_DTYPES[info.dtype]).reshape(-1, *info.shape[1:])
+
+
+def _read(source: Source, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    raw = np.empty(stop - start, np.uint8)
+    source.read_into(info, start, memoryview(raw))
+    return raw
+
+
+def _to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype in ("F16", "BF16"):
+        return widen(raw.view("<u2"), {"F16": "float16", "BF16": "bfloat16"}[dtype])
+    values: np.ndarray[Any, Any] = raw.view(NUMPY_DTYPES[dtype])
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)

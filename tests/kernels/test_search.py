@@ -1,0 +1,139 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmq_kernels.candidates import candidates
+from llmq_kernels.layout import SCALE_KINDS, Grid
+from llmq_kernels.quantize import dequantize, quantize
+from llmq_kernels.ranges import range_scales
+from llmq_kernels.search import search_scales
+
+KINDS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+
+
+def errors(weight, grid, scales):
+    """Squared error of each group, float64, of weights in the usual range."""
+    off = weight.astype(np.float64) - dequantize(quantize(weight, grid, *scales))
+    return (off**2).reshape(-1, grid.group_size).sum(axis=1)
+
+
+@settings(max_examples=80)
+@given(
+    bits=st.integers(1, 8),
+    group_size=st.integers(1, 70),
+    n_groups=st.integers(1, 40),
+    symmetric=st.booleans(),
+    variant=st.sampled_from(["signed", "positive", "narrow"]),
+    kind=st.sampled_from(sorted(KINDS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_never_worse_than_rounding_to_nearest(
+    special_weight, bits, group_size, n_groups, symmetric, variant, kind, seed
+):
+    weight = special_weight(1, group_size * n_groups, group_size, seed)
+    weight = np.where(np.abs(weight) > 1e30, weight * np.float32(1e-8), weight)  # float32 cannot hold twice the largest
+    narrow = variant == "narrow" and symmetric and bits > 1
+    grid = Grid(
+        bits, group_size, symmetric=symmetric, narrow=narrow, signed=variant == "signed", scale_kind=SCALE_KINDS[kind]
+    )
+    found = search_scales(weight, grid)
+    scale = found[0].view(KINDS[kind]).astype(np.float32)
+    assert np.isfinite(scale).all()
+    assert (scale != 0).all()
+    if not (variant == "signed" and symmetric):
+        assert (scale > 0).all()
+    tiny = 1e-4 * (weight.astype(np.float64) ** 2).reshape(-1, group_size).sum(axis=1) * 4.0**-bits
+    assert (errors(weight, grid, found) <= errors(weight, grid, range_scales(weight, grid)) * 1.00001 + tiny).all()
+
+
+def twin(group, grid, dtype):
+    """Least error of any listed candidate, with stored scales, in float64."""
+    low, high = min(0.0, group.min()), max(0.0, group.max())
+    extreme = high if high >= -low else low
+    half, levels, least = 2 ** (grid.bits - 1), 2**grid.bits - 1, np.inf
+    for first, second in candidates(grid).astype(np.float64):
+        if grid.symmetric:
+            scale = first * extreme if grid.signed and not grid.narrow else abs(first * extreme)
+        else:
+            scale = (high * second - low * first) / levels
+        scale = float(np.float32(scale).astype(dtype))
+        zero = half if grid.symmetric else np.clip(np.rint(-low * first / scale), 0, levels)
+        codes = np.clip(np.rint(group / scale) + zero, int(grid.narrow), levels)
+        least = min(least, float(((group - scale * (codes - zero)) ** 2).sum()))
+    return least
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("variant", ["signed", "positive", "narrow", "asymmetric"])
+def test_at_least_as_good_as_every_candidate(bits, kind, variant):
+    weight = np.random.default_rng(bits).standard_t(4, (5, 13 * 32)).astype(np.float32)
+    grid = Grid(
+        bits,
+        32,
+        symmetric=variant != "asymmetric",
+        narrow=variant == "narrow",
+        signed=variant == "signed",
+        scale_kind=SCALE_KINDS[kind],
+    )
+    found = errors(weight, grid, search_scales(weight, grid))
+    for error, group in zip(found, weight.astype(np.float64).reshape(-1, 32), strict=True):
+        # A scale one unit in the last place away may win where a candidate lies between two stored scales.
+        assert error <= twin(group, grid, KINDS[kind]) * 1.001
+
+
+def test_the_error_on_normal_weights_is_what_it_was():
+    weight = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    total = float((weight.astype(np.float64) ** 2).sum())
+    limits = {8: 4e-5, 4: 8.6e-3, 3: 3.3e-2, 2: 0.127, 1: 0.37}
+    for bits, limit in limits.items():
+        grid = Grid(bits, 64, scale_kind=SCALE_KINDS["float16"])
+        assert errors(weight, grid, search_scales(weight, grid)).sum() / total < limit
+
+
+def test_the_spare_code_faces_the_longer_tail():
+    up = np.array([[8.0, -7.0, 3.0, 1.0, -2.0, 5.0, -4.0, 0.0]], np.float32)
+    for weight, sign in ((up, -1.0), (-up, 1.0)):
+        scale, _ = search_scales(weight, Grid(4, 8))
+        assert scale.view(np.float32).item() == sign
+        positive, _ = search_scales(weight, Grid(4, 8, signed=False))
+        assert positive.view(np.float32).item() > 0
+
+
+def test_the_sign_grid_takes_the_mean():
+    scale, _ = search_scales(np.array([[1.0, -2.0, 3.0, -6.0]], np.float32), Grid(1, 4))
+    assert scale.view(np.float32).item() == 6.0
+
+
+def test_groups_of_the_largest_and_smallest_floats():
+    largest = np.finfo(np.float32).max
+    rows = [[largest, -largest, largest / 2, 0.0], [2.0**-149, -(2.0**-149), 0.0, 0.0], [0.0, -0.0, 0.0, -0.0]]
+    weight = np.array(rows, np.float32)
+    for grid in (Grid(4, 4), Grid(8, 4, symmetric=False), Grid(1, 4), Grid(1, 4, symmetric=False), Grid(2, 4)):
+        scale, _ = search_scales(weight, grid)
+        assert np.isfinite(scale.view(np.float32)).all()
+        assert (scale.view(np.float32) != 0).all()
+
+
+def test_rows_are_independent_and_threads_change_no_byte(special_weight, each_thread_count):
+    weight = special_weight(50, 96, 32)
+    for grid in (Grid(4, 32), Grid(2, 32, symmetric=False)):
+        whole, zeros = search_scales(weight, grid)
+        part, part_zeros = search_scales(weight[7:20], grid)
+        np.testing.assert_array_equal(part, whole[7:20])
+        if zeros is not None:
+            np.testing.assert_array_equal(part_zeros, zeros[7:20])
+        each_thread_count(lambda grid=grid: [a.tobytes() for a in search_scales(weight, grid) if a is not None])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_candidates_are_few_and_cover_the_whole_range(bits):
+    half = 2 ** (bits - 1)
+    signed = candidates(Grid(bits, 64))
+    assert signed.shape[0] <= 64
+    assert not signed.flags.writeable
+    assert -np.float32(1 / half) in signed
+    assert (candidates(Grid(bits, 64, signed=False)) > 0).all()
+    assert candidates(Grid(bits, 64, symmetric=False))[-1].tolist() == [1.0, 1.0]
