@@ -61,7 +61,7 @@ class QuantSpec:
     grid: Literal["uniform"] = "uniform"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
+        if self.bits not in range(1, 9):
             raise ValueError(f"bits must be 1 to 8, not {self.bits}")
         if self.group_size != -1 and self.group_size < 1:
             raise ValueError(f"group size must be positive, or -1 for the whole row, not {self.group_size}")

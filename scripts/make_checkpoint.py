@@ -24,7 +24,7 @@ from llmq.checkpoint.companions import split_companions
 from llmq.checkpoint.layout import OutputTensor, index_of, lay_out
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import SIZE, format_size
-from llmq.errors import LlmqError
+from llmq.errors import InputError, LlmqError, UsageError
 from llmq.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -81,6 +81,16 @@ class Block:
     tensor: OutputTensor
     rows: int
     seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags."""
+
+    layers: int | None
+    seed: int
+    dtype: str
+    max_shard_size: int
 
 
 def tensors_of(config: DecoderConfig, dtype: str) -> list[OutputTensor]:
@@ -173,15 +183,26 @@ def write_shards(out: Path, shards: tuple[ShardLayout, ...], seed: int, progress
             part.replace(out / shard.file)
 
 
-def read_config(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Find a configuration: a preset, a file or a folder; and the tokenizer and other files beside it."""
+def read_config(name: str) -> dict[str, Any]:
+    """Find a configuration: a preset, a file, or that of a folder."""
     if name in PRESETS:
-        return dict(PRESETS[name]), {}
+        return dict(PRESETS[name])
     path = Path(name)
-    folder = path if path.is_dir() else path.parent
-    config = json_strict.loads((path / "config.json" if path.is_dir() else path).read_bytes(), "config.json")
-    beside, _ = split_companions(p.name for p in folder.iterdir() if p.is_file())
-    return config, {n: folder / n for n in beside if path.is_dir() and not n.startswith(("README", "LICEN"))}
+    if not path.exists():
+        raise UsageError("neither a file nor a preset", file=name, expected=f"a config.json, or {'/'.join(PRESETS)}")
+    path = path / "config.json" if path.is_dir() else path
+    config = json_strict.loads(path.read_bytes(), path)
+    if not isinstance(config, dict):
+        raise InputError("not a JSON object", file=path)
+    return config
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """Tokenizer files and the like in a folder, by name; cards and licences speak of other weights."""
+    if not folder.is_dir():
+        return {}
+    names, _ = split_companions(path.name for path in folder.iterdir() if path.is_file())
+    return {name: folder / name for name in names if name.endswith((".json", ".model", ".txt", ".jinja", ".tiktoken"))}
 
 
 def adapt(config: dict[str, Any], layers: int | None, dtype: str) -> dict[str, Any]:
@@ -210,27 +231,32 @@ def main(config: str, out: Path, layers: int | None, seed: int, dtype: str, max_
     CONFIG is a config.json, a folder that holds one (its tokenizer is copied), or one of the presets tiny, llama-7b and
     llama-70b. The same arguments give the same bytes.
     """
-    raw, companions = read_config(config)
+    try:
+        make(read_config(config), companions(Path(config)), out, Options(layers, seed, dtype, max_shard_size))
+    except LlmqError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def make(config: dict[str, Any], beside: dict[str, Path], out: Path, options: Options) -> None:
+    """Write a checkpoint; see `main`."""
     if out.exists() and any(out.iterdir()):
-        raise click.UsageError(f"{out} is not empty")
-    adapted = adapt(raw, layers, dtype)
-    shards = lay_out(tensors_of(decoder_config(adapted), dtype), max_shard_size)
+        raise UsageError("the folder is not empty", file=out)
+    adapted = adapt(config, options.layers, options.dtype)
+    shards = lay_out(tensors_of(decoder_config(adapted), options.dtype), options.max_shard_size)
     total = sum(shard.data_bytes for shard in shards)
     out.mkdir(parents=True, exist_ok=True)
     with show_progress() as progress:
         progress.start("writing", total)
-        write_shards(out, shards, seed, progress)
+        write_shards(out, shards, options.seed, progress)
         progress.finish()
     if len(shards) > 1:
         atomic_write(out / _INDEX, json.dumps(index_of(shards), indent=2).encode())
-    for name, path in companions.items():
+    for name, path in beside.items():
         atomic_write(out / name, path.read_bytes())
     atomic_write(out / "config.json", json.dumps(adapted, indent=2).encode())
     click.echo(f"{out}: {format_size(total)} in {len(shards)} file{'s' if len(shards) > 1 else ''}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LlmqError as error:
-        sys.exit(f"error: {error}")
+    main()

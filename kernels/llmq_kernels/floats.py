@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from llmq_kernels.doors import frozen
+from llmq_kernels.doors import frozen, output_of
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS
 
@@ -25,6 +25,7 @@ _SMALLEST_HALF: Final = 2.0**-24
 _LARGEST_HALF: Final = 65504.0
 _LARGEST_BFLOAT: Final = float(np.uint32(0x7F7F0000).view(np.float32))
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
+_ONE: Final = np.float32(1.0)
 
 
 @jit
@@ -110,10 +111,11 @@ def store_scale(scale: np.ndarray, row: int, group: int, kind: int, value: np.fl
 
 
 @jit
-def round_single(value: np.float32, kind: int) -> np.float32:
+def round_single(value: np.float32, kind: int, steps: np.float32 = _ONE) -> np.float32:
     """Round a wanted scale to `kind`: never zero, infinite or NaN.
 
-    Beyond the largest finite value it becomes that value. In float32 and bfloat16 it becomes no smaller than the
+    Beyond the largest finite value it becomes that value; and `steps` times the result, the number that the code
+    farthest from zero stands for, is finite in float32. In float32 and bfloat16 it becomes no smaller than the
     smallest normal value, 2**-126, so that dividing by it stays finite; in float16 no smaller than 2**-24. The sign
     is kept; zero and NaN count as positive and tiny.
     """
@@ -121,7 +123,9 @@ def round_single(value: np.float32, kind: int) -> np.float32:
         smallest, largest = np.float32(_SMALLEST_HALF), np.float32(_LARGEST_HALF)
     else:
         smallest = np.float32(_SMALLEST_NORMAL)
-        largest = np.float32(_LARGEST_BFLOAT if kind == _BFLOAT16 else _LARGEST_FLOAT)
+        largest = np.float32(_LARGEST_BFLOAT if kind == _BFLOAT16 else _LARGEST_FLOAT) / steps
+        if largest * steps > np.float32(_LARGEST_FLOAT):
+            largest = float_of(bits_of(largest) - np.uint32(1))
     size = abs(value)
     size = size if size > smallest else smallest
     size = size if size < largest else largest
@@ -133,9 +137,9 @@ def round_single(value: np.float32, kind: int) -> np.float32:
 
 
 @jit
-def round_scale(value: float, kind: int) -> np.float32:
+def round_scale(value: float, kind: int, steps: float = 1.0) -> np.float32:
     """Round a wanted float64 scale to float32 and then to `kind`, as `round_single` does."""
-    return round_single(np.float32(min(max(value, -_LARGEST_FLOAT), _LARGEST_FLOAT)), kind)
+    return round_single(np.float32(min(max(value, -_LARGEST_FLOAT), _LARGEST_FLOAT)), kind, np.float32(steps))
 
 
 @jit
@@ -160,18 +164,25 @@ def _narrow(x: np.ndarray, kind: int, out: np.ndarray) -> None:
             out[i] = float_to_bfloat(x[i])
 
 
-def widen(bits: np.ndarray, kind: str) -> np.ndarray:
+def widen(bits: np.ndarray, kind: str, *, out: np.ndarray | None = None) -> np.ndarray:
     """Convert float16 or bfloat16 bits to float32, exactly.
 
     Parameters
     ----------
     bits : uint16 (...)
     kind : {"float16", "bfloat16"}
+    out : float32 (...), optional
+        Written instead of a new array.
 
     Returns
     -------
     float32 (...)
         NaNs are quiet.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not uint16, an unknown kind, or an `out` that does not fit.
 
     Examples
     --------
@@ -182,9 +193,9 @@ def widen(bits: np.ndarray, kind: str) -> np.ndarray:
         raise TypeError(f"bits must be uint16, not {bits.dtype}")
     number = _half_kind(kind)
     flat = np.require(bits, None, ["C_CONTIGUOUS", "ALIGNED"]).reshape(-1)
-    out = np.empty(flat.size, np.float32)
-    _widen(frozen(flat), number, out)
-    return out.reshape(bits.shape)
+    out = output_of(out, bits.shape)
+    _widen(frozen(flat), number, out.reshape(-1))
+    return out
 
 
 def narrow(x: np.ndarray, kind: str) -> np.ndarray:

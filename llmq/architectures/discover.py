@@ -1,18 +1,30 @@
-"""Which modules of an architecture unknown to llmq are `nn.Linear`: asked of transformers, on the meta device."""
+"""Which modules of an architecture unknown to llmq are `nn.Linear`: asked of transformers, on the meta device.
+
+It is asked in a process of its own, so that torch takes no memory where weights are streamed, and no installation of
+torch, however broken, can end a run.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+__all__ = ["Discovery", "discover"]
+
 _log = logging.getLogger("llmq")
 
-__all__ = ["Discovery", "discover"]
+_SECONDS: Final = 120
+_NAMES_CODE: Final = re.compile(r"^auto_map$|_implementation|^use_kernels$|pretrained_backbone")
 
 
 @dataclass(frozen=True)
@@ -36,24 +48,54 @@ def discover(config: Mapping[str, Any], tensor_names: Iterable[str]) -> Discover
 
     Needs torch (the `hf` extra). No code of the checkpoint is ever run.
     """
-    model_type = config.get("model_type")
-    if not model_type or importlib.util.find_spec("torch") is None:
+    if not isinstance(config.get("model_type"), str) or importlib.util.find_spec("torch") is None:
         return None
+    stems = {name.removesuffix(".weight") for name in tensor_names}
+    if any("layer" in key and isinstance(value, int) and value > len(stems) for key, value in config.items()):
+        _log.info("config.json counts more layers than there are tensors")
+        return None
+    told = json.dumps(_without_code(config))
+    child = [sys.executable, "-P", "-m", __name__]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    try:
+        run = subprocess.run(  # noqa: S603
+            child, input=told, capture_output=True, text=True, timeout=_SECONDS, check=True, env=offline
+        )
+        found = json.loads(run.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        _log.info("transformers cannot instantiate model type %r: %s", config["model_type"], lines[-1][:300])
+        return None
+    prefix = found["prefix"] + "."
+    spelled = {spelling for name in found["linears"] for spelling in (name, name.removeprefix(prefix))}
+    return Discovery(frozenset(spelled & stems), found["transposed"])
+
+
+def _without_code(config: Any) -> Any:
+    """A config without the fields by which it could make transformers fetch code: kernels of the Hub, classes."""
+    if isinstance(config, list):
+        return [_without_code(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    kept = {key: value for key, value in config.items() if not _NAMES_CODE.search(key)}
+    return {key: _without_code(value) for key, value in kept.items()}
+
+
+def _instantiate(config: dict[str, Any]) -> dict[str, Any]:
+    """Names of the linears of an architecture, in a process that has torch."""
     import torch
     import transformers
 
-    try:
-        parsed = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "auto_map"})
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(parsed, trust_remote_code=False)
-    # Whatever a stranger's config makes transformers raise, the conservative rules take over.
-    except Exception as error:
-        _log.info("transformers cannot instantiate model type %r: %s", model_type, str(error).splitlines()[0])
-        return None
-    modules = dict(model.named_modules())
-    exact = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
-    prefix = model.base_model_prefix + "."
-    spelled = exact | {name.removeprefix(prefix) for name in exact}
-    stems = {name.removesuffix(".weight") for name in tensor_names}
-    transposed = any(type(module).__name__ == "Conv1D" for module in modules.values())
-    return Discovery(frozenset(spelled & stems), transposed)
+    parsed = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(parsed, trust_remote_code=False)
+    modules = list(model.named_modules())
+    return {
+        "linears": [name for name, module in modules if isinstance(module, torch.nn.Linear)],
+        "prefix": model.base_model_prefix,
+        "transposed": any(type(module).__name__ == "Conv1D" for _, module in modules),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_instantiate(json.load(sys.stdin))))

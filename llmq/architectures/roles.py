@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -76,10 +77,11 @@ def roles(
 
 
 def _role(name: str, shape: tuple[int, ...], linears: Collection[str] | None, known_family: bool) -> TensorRole:
-    if _EMBEDDING.search(name) and len(shape) == 2 and not _TOWER.search(name):
-        return TensorRole(Role.EMBEDDING)
-    if _HEAD.search(name) and len(shape) == 2:
-        return TensorRole(Role.HEAD)
+    if len(shape) == 2 and prod(shape) >= MIN_ELEMENTS and not _TOWER.search(name):
+        if _EMBEDDING.search(name):
+            return TensorRole(Role.EMBEDDING)
+        if _HEAD.search(name):
+            return TensorRole(Role.HEAD)
     reason = _keep_reason(name, shape)
     if not reason and not known_family:
         reason = _unknown_reason(name, linears)
@@ -89,9 +91,6 @@ def _role(name: str, shape: tuple[int, ...], linears: Collection[str] | None, kn
 
 
 def _keep_reason(name: str, shape: tuple[int, ...]) -> str:
-    elements = 1
-    for size in shape:
-        elements *= size
     rules = (
         (_TOWER.search(name), "vision or audio tower"),
         (name.endswith(".bias"), "bias"),
@@ -99,7 +98,7 @@ def _keep_reason(name: str, shape: tuple[int, ...]) -> str:
         (_ROUTER.search(name), "router or shared-expert gate"),
         (len(shape) != 2, f"{len(shape)}-D"),
         (not name.endswith(".weight"), "not a weight"),
-        (elements < MIN_ELEMENTS, f"fewer than {MIN_ELEMENTS} elements"),
+        (prod(shape) < MIN_ELEMENTS, f"fewer than {MIN_ELEMENTS} elements"),
     )
     return next((reason for hit, reason in rules if hit), "")
 
@@ -110,4 +109,4 @@ def _unknown_reason(name: str, linears: Collection[str] | None) -> str:
         return "" if module in linears else "not an nn.Linear of this architecture"
     if _PROJECTION.search(name) and layer_index(name) is not None and ".experts." not in name:
         return ""
-    return "not known to be an nn.Linear (architecture unknown, torch not installed)"
+    return "not known to be an nn.Linear (architecture unknown here and to transformers)"

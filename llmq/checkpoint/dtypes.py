@@ -9,7 +9,7 @@ import numpy as np
 
 from llmq.errors import InputError, UnsupportedError
 
-__all__ = ["NUMPY_DTYPES", "bytes_per_element", "code_of"]
+__all__ = ["NUMPY_DTYPES", "bytes_per_element"]
 
 NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
@@ -34,7 +34,6 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 """NumPy dtype by safetensors code."""
 
-_CODES: Final = {dtype: code for code, dtype in NUMPY_DTYPES.items()}
 _SUB_BYTE: Final = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 
 
@@ -53,11 +52,3 @@ def bytes_per_element(code: str, *, file: str | None = None, tensor: str | None 
     if code in _SUB_BYTE:
         raise UnsupportedError(f"dtype {code} is not supported", file=file, tensor=tensor)
     raise InputError(f"unknown dtype {code[:40]!r}", file=file, tensor=tensor)
-
-
-def code_of(dtype: np.dtype[Any]) -> str:
-    """Return the safetensors code of a NumPy dtype; ValueError where there is none."""
-    try:
-        return _CODES[np.dtype(dtype)]
-    except KeyError:
-        raise ValueError(f"safetensors has no dtype for {dtype}") from None

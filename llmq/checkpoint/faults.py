@@ -16,7 +16,16 @@ __all__ = ["writing"]
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAILING: Final = {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-_NOT_THERE: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+_NOT_THERE: Final = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,  # a link that leads nowhere
+    errno.ELOOP,
+}
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 from llmq.checkpoint.companions import COPIED_FILES
+from llmq.checkpoint.index import INDEX_FILE, no_weights
+from llmq.checkpoint.manifest import MANIFEST
 from llmq.errors import InputError, LlmqError, NetworkError, UsageError
 
 __all__ = ["Download", "download", "parse_repo"]
@@ -15,7 +18,7 @@ __all__ = ["Download", "download", "parse_repo"]
 _REPO: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@(?P<revision>[\w.\-/]{1,200}))?", re.ASCII
 )
-_ALLOWED: Final = ("*.safetensors", "model.safetensors.index.json", "config.json", *COPIED_FILES)
+_ALLOWED: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, *COPIED_FILES)
 # Files in subfolders are other formats; consolidated ones repeat the same weights under other names.
 _IGNORED: Final = ("*/*", "consolidated*.safetensors")
 
@@ -65,7 +68,9 @@ def download(model: str, *, revision: str | None = None) -> Download:
     UsageError
         Two revisions.
     InputError
-        Not a repository's name, or no such repository or revision, or no access.
+        Not a repository's name, or no such repository or revision, or no access, or no weights in it.
+    UnsupportedError
+        Weights in other formats only.
     NetworkError
         Offline, or the Hub failed.
     """
@@ -88,7 +93,23 @@ def download(model: str, *, revision: str | None = None) -> Download:
         if known is None:
             raise
         raise known from error
-    return Download(Path(folder), repo, Path(folder).name)
+    found = Download(Path(folder), repo, Path(folder).name)
+    if not any(found.folder.glob("*.safetensors")):
+        raise no_weights(model, _names(found))
+    return found
+
+
+def _names(found: Download) -> list[str]:
+    """Names of a repository's files that a download considers; of what is here where the Hub does not answer."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(found.repo, revision=found.commit)
+    except Exception as error:
+        if _explain(error, found.repo) is None:
+            raise
+        return [path.name for path in found.folder.glob("*")]
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _IGNORED)]
 
 
 def _explain(error: Exception, model: str) -> LlmqError | None:

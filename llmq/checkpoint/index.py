@@ -11,7 +11,7 @@ from llmq.checkpoint import json_strict
 from llmq.checkpoint.safe_open import read_small
 from llmq.errors import InputError, UnsupportedError
 
-__all__ = ["INDEX_FILE", "SCRATCH", "SINGLE_FILE", "shard_names", "weight_map"]
+__all__ = ["INDEX_FILE", "SCRATCH", "SINGLE_FILE", "no_weights", "shard_names", "weight_map"]
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
@@ -85,10 +85,12 @@ def shard_names(folder: Path, names: list[str], index: dict[str, str] | None) ->
         return [SINGLE_FILE]
     if len(files) == 1 and not files[0].startswith("adapter_"):
         return files
-    raise _no_weights(folder, names, files)
+    raise no_weights(folder, names)
 
 
-def _no_weights(folder: Path, names: list[str], files: list[str]) -> InputError | UnsupportedError:
+def no_weights(folder: Path | str, names: list[str]) -> InputError | UnsupportedError:
+    """Error for a folder or a repository, of such file names, that is no checkpoint of safetensors."""
+    files = sorted(name for name in names if name.endswith(".safetensors"))
     if any(name.startswith("adapter_") for name in files) and len(files) == 1:
         return UnsupportedError("holds an adapter, not a model", file=folder, hint="merge it into its base model first")
     if files:

@@ -24,7 +24,7 @@ from llmq.system.files import atomic_write, pwrite, sync_data, sync_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Journal", "Record", "Scratch"]
+__all__ = ["Journal", "Record", "Scratch", "read_record"]
 
 
 @dataclass
@@ -105,8 +105,33 @@ class Scratch:
         sync_folder(self.folder.parent)
 
 
+def read_record(path: Path) -> Record:
+    """Read what a journal says, changing nothing, so without the lock too; an absent one says nothing."""
+    try:
+        return _replay(path.read_bytes())[0]
+    except FileNotFoundError:
+        return Record()
+
+
+def _replay(data: bytes) -> tuple[Record, int]:
+    """Take in all sound lines: the record, and where they end in bytes."""
+    record = Record()
+    end = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            sound = line.endswith(b"\n") and record.add(json.loads(line))
+        except ValueError:
+            sound = False
+        if not sound:
+            break
+        end += len(line)
+    return record, end
+
+
 class Journal:
-    """An append-only file of JSON lines. A line cut off by a crash, and all behind it, counts for nothing.
+    """An append-only file of JSON lines, for whoever holds the lock.
+
+    A line cut off by a crash, and all behind it, counts for nothing, and is cut off when the file is opened.
 
     Attributes
     ----------
@@ -115,26 +140,13 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self.record = Record()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            self._end = self._replay(path.read_bytes())
+            self.record, self._end = _replay(path.read_bytes())
             os.ftruncate(self._fd, self._end)
         except BaseException:
             os.close(self._fd)
             raise
-
-    def _replay(self, data: bytes) -> int:
-        end = 0
-        for line in data.splitlines(keepends=True):
-            try:
-                sound = line.endswith(b"\n") and self.record.add(json.loads(line))
-            except ValueError:
-                sound = False
-            if not sound:
-                break
-            end += len(line)
-        return end
 
     def append(self, **line: Any) -> None:
         """Add a line; it survives the process, and after `sync` the machine."""

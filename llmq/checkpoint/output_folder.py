@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import llmq
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.index import INDEX_FILE, SCRATCH
-from llmq.checkpoint.journal import Journal, Scratch
+from llmq.checkpoint.journal import Scratch, read_record
 from llmq.checkpoint.manifest import MANIFEST, difference
 from llmq.errors import InputError, UsageError
 from llmq.system.lock import FileLock, Held
@@ -96,7 +96,7 @@ def claim(folder: Path, plan: dict[str, Any], *, overwrite: bool, resume: bool) 
     scratch = Scratch(folder)
     earlier = scratch.read_plan()
     finished = (folder / MANIFEST).exists()
-    published = _publishing(scratch)
+    published = read_record(scratch.journal).publishing
     if finished and published:  # only the last step, removing the scratch, was interrupted
         earlier = None
     if not overwrite and (finished or earlier is None):
@@ -124,14 +124,21 @@ def claim(folder: Path, plan: dict[str, Any], *, overwrite: bool, resume: bool) 
 def clear_leftovers(folder: Path) -> None:
     """Remove the scratch of a finished output, where a run was killed in its very last step; nothing otherwise."""
     scratch = Scratch(folder)
-    if not scratch.folder.is_dir() or not (folder / MANIFEST).exists():
+    if not _is_leftover(folder, scratch):
         return
-    if not scratch.plan.exists() or _publishing(scratch):
-        lock = take_lock(folder, overwrite=True)
-        try:
+    lock = take_lock(folder, overwrite=True)
+    try:
+        # Another run may have begun, or cleared it, before the lock was ours.
+        if _is_leftover(folder, scratch):
             scratch.remove()
-        finally:
-            lock.release()
+    finally:
+        lock.release()
+
+
+def _is_leftover(folder: Path, scratch: Scratch) -> bool:
+    if not scratch.folder.is_dir() or not (folder / MANIFEST).exists():
+        return False
+    return not scratch.plan.exists() or read_record(scratch.journal).publishing
 
 
 def _refuse_occupied(folder: Path) -> None:
@@ -140,14 +147,6 @@ def _refuse_occupied(folder: Path) -> None:
     if folder.is_dir() and any(path.name != SCRATCH for path in folder.iterdir()):
         hint = "choose an empty folder, or replace its model with --overwrite"
         raise UsageError("the output folder is not empty", file=folder, hint=hint)
-
-
-def _publishing(scratch: Scratch) -> bool:
-    if not scratch.journal.exists():
-        return False
-    journal = Journal(scratch.journal)
-    journal.close()
-    return journal.record.publishing
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:

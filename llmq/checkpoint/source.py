@@ -143,7 +143,7 @@ class FolderSource:
             os.close(fd)
 
     def identity(self) -> dict[str, Any]:
-        """See `Source.identity`. The same files elsewhere have the same identity."""
+        """See `Source.identity`. A copy of the files has the same one only where their times were copied too."""
         files = {
             name: {
                 "size": self._signatures[name].size,

@@ -161,7 +161,7 @@ class CheckpointWriter:
             if growing.is_complete:
                 self._seal(shard, journal)
 
-    def commit(self, config: dict[str, Any] | None, copies: Mapping[str, Path], manifest: dict[str, Any]) -> None:
+    def commit(self, config: dict[str, Any] | None, copies: Mapping[str, Path]) -> None:
         """Publish: shards, index, ``config.json``, copied files, and the manifest last; then remove the scratch.
 
         Parameters
@@ -170,9 +170,6 @@ class CheckpointWriter:
             Content of ``config.json``.
         copies : mapping
             File to copy, by the name it gets.
-        manifest : dict
-            What ``llmq.json`` says beside version, identity, files and tensors. An inner dict of ``"tensors"`` is
-            kept beside the checksum of that tensor.
 
         Raises
         ------
@@ -195,21 +192,19 @@ class CheckpointWriter:
             for name, path in copies.items():
                 files[name] = publish_file(self.folder, name, path)
             remove_stale(self.folder, self._replaces, files)
-            write_manifest(self.folder, self._manifest(manifest, files, journal))
+            write_manifest(self.folder, self._manifest(files, journal))
             self._close(keep_lock=True)
             self._scratch.remove()
             self._close()
 
-    def _manifest(self, extra: dict[str, Any], files: dict[str, FileEntry], journal: Journal) -> dict[str, Any]:
-        described = extra.get("tensors", {})
+    def _manifest(self, files: dict[str, FileEntry], journal: Journal) -> dict[str, Any]:
         tensors = {
             tensor.name: {"file": shard.file, "sha256": journal.record.tensors.get(tensor.name, _EMPTY)}
-            | described.get(tensor.name, {})
             for shard in self.shards
             for tensor in shard.tensors
         }
         start = {"schema": SCHEMA, "llmq_version": llmq.__version__}
-        return start | self.identity | extra | {"files": files, "tensors": tensors}
+        return start | self.identity | {"files": files, "tensors": tensors}
 
     def _recover(self, shard: ShardLayout, journal: Journal) -> list[str]:
         """Names of the tensors of a shard that are complete, by what an earlier run left of it."""

@@ -83,9 +83,9 @@ def _answer(talk: Conversation, line: str, *, show: bool, **options: Any) -> str
     with activity("thinking") as ready, contextlib.closing(stream):
         try:
             for piece in stream:
-                ready()
                 pieces.append(piece)
                 if show:
+                    ready()
                     click.echo(piece, nl=False)
                     sys.stdout.flush()
         except KeyboardInterrupt:

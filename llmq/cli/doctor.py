@@ -9,6 +9,7 @@ import click
 from llmq.cli.kernels import prepare_kernels
 from llmq.cli.options import json_option
 from llmq.cli.output import print_json
+from llmq.cli.progress import activity
 from llmq.cli.sizes import format_size
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ __all__ = ["command"]
 @json_option
 def command(warm: bool, as_json: bool) -> None:
     """Look over this machine and installation: versions, CPU, threads, caches, limits, and what may go wrong."""
-    prepare_kernels()
-    from llmq.cli.examination import examine, warm_up
+    with activity("trying every kernel" if warm else "looking around"):
+        prepare_kernels()
+        from llmq.cli.examination import examine, warm_up
 
-    seconds = warm_up() if warm else None
+        seconds = warm_up() if warm else None
     found = examine() | ({"warm_seconds": seconds} if warm else {})
     if as_json:
         print_json(found)
@@ -44,7 +46,10 @@ def command(warm: bool, as_json: bool) -> None:
 def _print_section(title: str, values: Mapping[str, Any]) -> None:
     click.echo(f"{title}:")
     for name, value in values.items():
-        if isinstance(value, list):
-            value = " ".join(map(str, value))
-        shown = format_size(value) if title in ("memory", "disk") and isinstance(value, int) else value
-        click.echo(f"  {name:<20} {'-' if shown is None else shown}")
+        if value is None:
+            shown = "-"
+        elif isinstance(value, list):
+            shown = " ".join(map(str, value))
+        else:
+            shown = format_size(value) if title in ("memory", "disk") else str(value)
+        click.echo(f"  {name:<20} {shown}")

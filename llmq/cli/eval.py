@@ -12,7 +12,7 @@ import click
 from llmq.cli.kernels import prepare_kernels
 from llmq.cli.options import compute_option, json_option, model_argument, threads_option
 from llmq.cli.output import print_json
-from llmq.cli.progress import show_progress
+from llmq.cli.progress import activity, show_progress
 from llmq.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -43,13 +43,14 @@ def command(
     the weights cost, and nothing else. The base is always computed in float32.
     """
     content = _read(text)
-    prepare_kernels(options["threads"])
-    from llmq.evaluate.perplexity import evaluate, tokenize
-    from llmq.runtime import load
+    with activity("loading"):
+        prepare_kernels(options["threads"])
+        from llmq.evaluate.perplexity import evaluate, tokenize
+        from llmq.runtime import load
 
-    loaded = load(model, compute=compute)  # type: ignore[arg-type]  # click checked the choice
-    tokens = tokenize(loaded.tokenizer, content)
-    against = _load_base(base, content, tokens) if base else None
+        loaded = load(model, compute=compute)  # type: ignore[arg-type]  # click checked the choice
+        tokens = tokenize(loaded.tokenizer, content)
+        against = _load_base(base, content, tokens) if base else None
     began = time.perf_counter()
     with show_progress() as progress:
         found = evaluate(loaded, tokens, context=context, max_tokens=max_tokens, base=against, progress=progress)

@@ -173,5 +173,5 @@ def warm_up() -> float:
         outputs = [quantize(source, Path(folder) / str(n), **run).output for n, run in enumerate(runs)]
         for path in (source, *outputs[:2]):
             for compute in ("int8", "float32"):
-                load(path, compute=compute).generate(range(32), max_tokens=4)  # type: ignore[arg-type]
+                load(path, compute=compute).generate(range(32), max_tokens=4)
     return time.perf_counter() - began

@@ -71,9 +71,9 @@ def _write(stream: TextStream, ready: Any, *, show: bool) -> str:
     """Write the text as it comes, unless it is shown as a whole later; the text is returned."""
     pieces = []
     for piece in stream:
-        ready()
         pieces.append(piece)
         if show:
+            ready()
             click.echo(piece, nl=False)
             sys.stdout.flush()
     return "".join(pieces)

@@ -104,7 +104,7 @@ def status(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         return _PIPE_CLOSED
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         if os.environ.get("LLMQ_DEBUG") == "1":
             import traceback
 

@@ -143,7 +143,7 @@ def show_progress() -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def activity(title: str) -> Iterator[Callable[[], None]]:
-    """Show on a terminal that something without a measure goes on, until the block ends or the given function is called.
+    """Show on a terminal that something without a measure goes on, until the block or the function it gives ends it.
 
     Nothing is shown anywhere else.
     """

@@ -25,7 +25,7 @@ __all__ = ["command"]
 _KEEP_OR_BITS = click.Choice(["keep", *map(str, range(8, 0, -1))])
 
 
-class _GroupSize(click.ParamType):
+class _GroupSize(click.ParamType[int]):
     """A positive number, or -1 or `channel` for the whole row."""
 
     name = "n"

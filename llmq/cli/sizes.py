@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SIZE", "SizeType", "format_size", "parse_size"]
 
-_SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?:(?P<prefix>[kmgtp])(?P<binary>i)?)?b?", re.IGNORECASE)
+_SIZE: Final = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?:(?P<prefix>[kmgtp])(?P<binary>i)?)?b?", re.IGNORECASE | re.ASCII
+)
 _PREFIXES: Final = " kMGTP"
 
 
@@ -34,7 +36,7 @@ def parse_size(text: str) -> int:
     power = _PREFIXES.upper().index(found["prefix"].upper()) if found["prefix"] else 0
     whole, _, fraction = found["number"].partition(".")
     # Whole numbers, so that no byte of a large size is lost to rounding.
-    size = int(whole + fraction or "0") * base**power // 10 ** len(fraction)
+    size: int = int(whole + fraction) * base**power // 10 ** len(fraction)
     if size < 1:
         raise ValueError(f"{text!r} is less than a byte")
     return size
@@ -55,7 +57,7 @@ def format_size(nbytes: float) -> str:
     return f"{value:.{digits}f} {_PREFIXES[power]}B"
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
     """A click parameter of bytes."""
 
     name = "size"

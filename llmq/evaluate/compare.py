@@ -104,15 +104,14 @@ class Comparison:
 
 
 def _nmse(squared_error: float, squares: float) -> float:
-    if squared_error == 0.0:
-        return 0.0
-    return squared_error / squares if squares else math.inf
+    if squares:
+        return squared_error / squares
+    return math.inf if squared_error > 0.0 else squared_error
 
 
 def _decibels(nmse: float) -> float:
-    if nmse == 0.0:
-        return math.inf
-    return -10.0 * math.log10(nmse) if nmse < math.inf else -math.inf
+    # math.log10 takes infinity and NaN as they are, but refuses 0.
+    return -10.0 * math.log10(nmse) if nmse else math.inf
 
 
 def compare(source: Source, output: Source, *, progress: Progress | None = None) -> Comparison:

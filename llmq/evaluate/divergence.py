@@ -20,9 +20,10 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """Kullback-Leibler divergence `sum(p * (log p - log q))` in nats, float64 (n,), of log-probabilities (n, vocab_size).
+    """Kullback-Leibler divergence `sum(p * (log p - log q))` in nats, float64 (n,).
 
-    A token that `p` holds impossible adds nothing; one that only `q` does makes it infinite.
+    Both are log-probabilities (n, vocab_size). A token that `p` holds impossible adds nothing; one that only `q` does
+    makes it infinite.
 
     >>> divergence(np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])).round(4).tolist()
     [0.5108]
@@ -31,7 +32,8 @@ def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # infinity minus infinity where p is 0
         terms = np.where(p > 0.0, p * (log_p - log_q), 0.0)
     # Rounding may leave a sum of equal distributions a hair below 0.
-    return np.maximum(terms.sum(axis=1), 0.0)
+    nats: np.ndarray = np.maximum(terms.sum(axis=1), 0.0)
+    return nats
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ def _shape(source: Source, parts: Mapping[str, TensorInfo]) -> tuple[int, int]:
     if info.shape != (2,) or info.dtype not in ("I64", "I32"):
         raise InputError("must be two integers", file=info.file, tensor=info.name)
     stored = np.empty(2, NUMPY_DTYPES[info.dtype])
-    source.read_into(info, 0, memoryview(stored.view(np.uint8)))
+    source.read_into(info, 0, stored.view(np.uint8).data)
     rows, columns = stored.tolist()
     fits = len(packed.shape) == 2 and rows == packed.shape[0] and 0 < columns <= 32 * packed.shape[1]
     if not fits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -163,18 +163,13 @@ class _Scores:
         losses = np.concatenate(self.losses)
         perplexity = _exp(float(losses.mean()))
         spread = float(losses.std(ddof=1)) if losses.size > 1 else math.nan
-        measured = {
-            "perplexity": perplexity,
-            "perplexity_se": perplexity * spread / math.sqrt(losses.size),
-            "tokens": losses.size,
-            "context": context,
-            "compute": compute,
-        }
+        error = perplexity * spread / math.sqrt(losses.size)
+        measured = Evaluation(perplexity, error, losses.size, context, compute)
         if not self.divergences:
-            return Evaluation(**measured)
+            return measured
         kl = np.concatenate(self.divergences)
-        return Evaluation(
-            **measured,
+        return replace(
+            measured,
             kl_mean=float(kl.mean()),
             kl_median=float(np.median(kl)),
             kl_p99=float(np.percentile(kl, 99)),

@@ -69,7 +69,7 @@ def _part(source: Source, entry: Entry, suffix: str, start: int, stop: int) -> n
 
 def _read(source: Source, info: TensorInfo, start: int, stop: int) -> np.ndarray:
     raw = np.empty(stop - start, np.uint8)
-    source.read_into(info, start, memoryview(raw))
+    source.read_into(info, start, raw.data)
     return raw
 
 

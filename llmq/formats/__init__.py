@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from llmq.formats import compressed_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -20,6 +20,11 @@ __all__ = ["FORMATS", "Format"]
 
 class Format(Protocol):
     """What a module of this package offers."""
+
+    @property
+    def SUFFIXES(self) -> tuple[str, ...]:  # noqa: N802  (a constant of the module)
+        """Endings of the tensors that a quantized weight may be stored as, the codes first."""
+        ...
 
     def entries(self, module: str, spec: QuantSpec, shape: tuple[int, int]) -> tuple[OutputTensor, ...]:
         """Plan the tensors of one quantized weight."""
@@ -35,6 +40,16 @@ class Format(Protocol):
 
     def read_schemes(self, config: Mapping[str, Any]) -> Schemes | None:
         """Parse the quantization section of a ``config.json``."""
+        ...
+
+    def quantization_config(
+        self, modules: Mapping[str, tuple[QuantSpec, str]], ignore: Sequence[str], extra: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Build the quantization section of a ``config.json``."""
+        ...
+
+    def already_quantized(self, config: Mapping[str, Any], tensor_names: Iterable[str]) -> str | None:
+        """Name the method a checkpoint is quantized by, whichever it is; None if it is not."""
         ...
 
 

@@ -240,6 +240,8 @@ def _spec(group: Any, top_format: Any, name: str) -> QuantSpec:
     group_size = size if strategy == "group" else -1
     if type(bits) is not int or type(group_size) is not int or type(symmetric) is not bool:
         raise InputError(f"malformed weights of {name}", file="config.json")
+    if bits == 1 and symmetric:  # its codes stand for -s and 0, which are no sign grid; ours are stored as 2-bit codes
+        raise UnsupportedError(f"{name} is symmetric with one bit", file="config.json")
     try:
         return QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric)
     except ValueError as error:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import llmq
-from llmq.checkpoint.companions import split_companions
-from llmq.checkpoint.manifest import read_manifest
+from llmq.checkpoint.journal import Scratch
+from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.output_folder import clear_leftovers, refuse_same_folder
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_source, select_copies
 from llmq.checkpoint.writer import CheckpointWriter
 from llmq.errors import InputError, ResourceError, UsageError
 from llmq.pipeline.report import QuantizeReport
@@ -131,7 +131,7 @@ def quantize(
         overrides=overrides,
         target=target,
     )
-    _check_choices(method, nonfinite)
+    _check_choices(method, nonfinite, max_shard_size)
     run = _Run(
         Path(output), max_shard_size, max_memory, threads, nonfinite, overwrite, resume, progress or NullProgress()
     )
@@ -146,7 +146,9 @@ def quantize(
         return _quantize(run, plan, source)
 
 
-def _check_choices(method: str, nonfinite: str) -> None:
+def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
+    if max_shard_size < 1:
+        raise UsageError("--max-shard-size must be positive", found=max_shard_size)
     from llmq.methods import METHODS
 
     for flag, value, choices in (("--method", method, list(METHODS)), ("--nonfinite", nonfinite, ["error", "keep"])):
@@ -178,19 +180,18 @@ def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
 def _write(run: _Run, plan: Plan, source: Source, identity: dict[str, Any]) -> None:
     from llmq.pipeline.run import run_plan
 
-    carried, _ = split_companions(source.other_files)
-    copies = {name: source.folder / name for name in carried}
+    copies, _ = select_copies(source)
     with CheckpointWriter(
         run.output, plan.shards, identity=identity, overwrite=run.overwrite, resume=run.resume
     ) as writer:
         run.progress.start("quantizing", plan.source_bytes)
         try:
-            run_plan(plan, source, writer, run.progress)
+            run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite)
         except InputError:  # the source is at fault: the same run would fail again
             writer.discard()
             raise
         run.progress.finish()
-        writer.commit(plan.config, copies, {"llmq_version": llmq.__version__, "settings": identity["settings"]})
+        writer.commit(plan.config, copies)
 
 
 def _without_nonfinite(run: _Run, plan: Plan, source: Source) -> Plan:
@@ -220,24 +221,28 @@ def _check_folders(source: Source, output: Path) -> None:
 
 
 def _already_complete(output: Path, identity: dict[str, Any]) -> bool:
+    """Whether the output is finished and was made of this source by these settings, by whatever version."""
     manifest = read_manifest(output) if output.is_dir() else None
-    return manifest is not None and all(manifest.get(key) == value for key, value in identity.items())
+    return manifest is not None and all(manifest.get(key) == identity[key] for key in ("settings", "source"))
 
 
 def _check_disk(run: _Run, plan: Plan) -> None:
     nearest = next(p for p in (run.output.resolve(), *run.output.resolve().parents) if p.exists())
-    free = free_bytes(nearest)
-    if plan.output_bytes > free + _reusable_bytes(run.output):
+    free = free_bytes(nearest) + _taken_bytes(run.output)
+    if plan.output_bytes > free:
         raise ResourceError(
             "not enough disk", file=run.output, expected=f"{plan.output_bytes} bytes", found=f"{free} bytes free"
         )
 
 
-def _reusable_bytes(output: Path) -> int:
-    """Bytes that an interrupted run has already taken from the disk."""
-    parts = (output / ".llmq").rglob("*.part")
-    shards = output.glob("*.safetensors") if (output / ".llmq").is_dir() else ()
-    return sum(path.stat().st_blocks * 512 for path in (*parts, *shards))
+def _taken_bytes(output: Path) -> int:
+    """Bytes on the disk that an interrupted run has written already, or that are removed before this one writes."""
+    scratch = Scratch(output)
+    if not scratch.folder.is_dir():
+        return 0
+    # Without a manifest, shards in the output itself are those of a commit that was cut short.
+    published = () if (output / MANIFEST).exists() else output.glob("*.safetensors")
+    return sum(path.stat().st_size for path in (*scratch.shards.glob("*"), *published) if path.is_file())
 
 
 def _set_threads(threads: int | None) -> None:
@@ -252,5 +257,5 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _report(run: _Run, plan: Plan, source: Source, state: str) -> QuantizeReport:
-    _, skipped = split_companions(source.other_files)
+    _, skipped = select_copies(source)
     return QuantizeReport(run.output, plan, state, 0.0, 0, 0, skipped)

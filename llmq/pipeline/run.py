@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import InputError
 from llmq.formats.compressed_tensors import encode
 from llmq.methods import METHODS
@@ -22,21 +23,27 @@ if TYPE_CHECKING:
 
 __all__ = ["nonfinite_tensors", "run_plan"]
 
+_HALF_KINDS: Final = {"F16": "float16", "BF16": "bfloat16"}
 
-def run_plan(plan: Plan, source: Source, writer: CheckpointWriter, progress: Progress) -> None:
+
+def run_plan(
+    plan: Plan, source: Source, writer: CheckpointWriter, progress: Progress, *, nonfinite: str = "error"
+) -> None:
     """Write every tensor of the plan that an earlier run has not written.
+
+    `nonfinite` is "error", or "keep" to copy NaN and infinity in tensors that are not quantized.
 
     Raises
     ------
     InputError
-        A weight to be quantized holds NaN or infinity, or the source changed while it was read.
+        A tensor holds NaN or infinity, or the source changed while it was read.
     """
     for tensor in plan.tensors:
         missing = frozenset(o.name for o in tensor.outputs) - writer.completed
         if not missing:
             progress.advance(tensor.info.nbytes)
         elif tensor.spec is None:
-            _copy(tensor, source, writer, progress)
+            _copy(tensor, source, writer, progress, checked=nonfinite == "error")
         else:
             _quantize(tensor, plan.recipe.method, missing, source, writer, progress)
     source.check_unchanged()
@@ -53,17 +60,47 @@ def nonfinite_tensors(plan: Plan, source: Source, progress: Progress) -> frozens
     return frozenset(names)
 
 
-def _copy(tensor: TensorPlan, source: Source, writer: CheckpointWriter, progress: Progress) -> None:
+def _copy(tensor: TensorPlan, source: Source, writer: CheckpointWriter, progress: Progress, *, checked: bool) -> None:
     # For a copied tensor a "row" is one element.
-    step = tensor.rows_per_block * max(1, tensor.info.nbytes // max(1, tensor.parameters))
-    buffer = bytearray(min(step, tensor.info.nbytes))
-    for start in range(0, tensor.info.nbytes, step):
-        view = memoryview(buffer)[: min(step, tensor.info.nbytes - start)]
-        source.read_into(tensor.info, start, view)
-        writer.write(tensor.name, view)
-        progress.advance(len(view))
-    if not tensor.info.nbytes:
-        writer.write(tensor.name, b"")
+    info = tensor.info
+    step = tensor.rows_per_block * max(1, info.nbytes // max(1, tensor.parameters))
+    buffer = np.empty(min(step, info.nbytes), np.uint8)
+    found = np.zeros(2, np.int64)
+    for start in range(0, info.nbytes, step):
+        raw = buffer[: min(step, info.nbytes - start)]
+        source.read_into(info, start, raw.data)
+        if checked and info.dtype in _FLOAT_BITS:
+            found += _count_nonfinite_bits(raw, info.dtype)
+        writer.write(tensor.name, raw)
+        progress.advance(raw.size)
+    _refuse_nonfinite(tensor, *found.tolist())
+
+
+_FLOAT_BITS: Final = {
+    "F16": ("<u2", 0x7FFF, 0x7C00),
+    "BF16": ("<u2", 0x7FFF, 0x7F80),
+    "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
+    "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+}
+"""Of each float dtype: its bits as an integer, all but the sign, and those of infinity."""
+
+
+def _count_nonfinite_bits(raw: np.ndarray, dtype: str) -> tuple[int, int]:
+    """Numbers of NaN and of infinities in the bytes of a tensor."""
+    integer, magnitude, infinity = _FLOAT_BITS[dtype]
+    bits = raw.view(integer) & np.array(magnitude, integer)
+    return int(np.count_nonzero(bits > infinity)), int(np.count_nonzero(bits == infinity))
+
+
+def _refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
+    if nan + infinite:
+        raise InputError(
+            "weight is not finite",
+            file=tensor.info.file,
+            tensor=tensor.name,
+            found=f"{nan} NaN and {infinite} infinite of {tensor.parameters} values",
+            hint="--nonfinite keep leaves such tensors as they are",
+        )
 
 
 def _quantize(
@@ -86,14 +123,7 @@ def _quantize(
                 if name in missing:
                     writer.write(name, np.ascontiguousarray(array))
         progress.advance(rows.shape[0] * (tensor.info.nbytes // tensor.info.shape[0]))
-    if nan + infinite:
-        raise InputError(
-            "weight is not finite",
-            file=tensor.info.file,
-            tensor=tensor.name,
-            found=f"{nan} NaN and {infinite} infinite of {tensor.parameters} values",
-            hint="--nonfinite keep leaves such tensors as they are",
-        )
+    _refuse_nonfinite(tensor, nan, infinite)
     if f"{module}.weight_shape" in missing:
         writer.write(f"{module}.weight_shape", np.array(tensor.info.shape, "<i8"))
 
@@ -103,18 +133,16 @@ def _row_blocks(tensor: TensorPlan, source: Source) -> Iterator[np.ndarray]:
     rows, columns = tensor.info.shape
     step = min(rows, tensor.rows_per_block)
     row_bytes = tensor.info.nbytes // rows
-    buffer = np.empty(step * row_bytes, np.uint8)
+    raw = np.empty(step * row_bytes, np.uint8)
+    widened = np.empty((step, columns), np.float32)
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        raw = buffer[: count * row_bytes]
-        source.read_into(tensor.info, start * row_bytes, raw.data)
-        yield _to_float32(raw, tensor.info.dtype).reshape(count, columns)
-
-
-def _to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "F32":
-        return raw.view("<f4")
-    if dtype == "F64":
-        with np.errstate(over="ignore"):  # what overflows is found as infinite
-            return raw.view("<f8").astype(np.float32)
-    return widen(raw.view("<u2"), {"F16": "float16", "BF16": "bfloat16"}[dtype])
+        read, block = raw[: count * row_bytes], widened[:count]
+        source.read_into(tensor.info, start * row_bytes, read.data)
+        stored = read.view(NUMPY_DTYPES[tensor.info.dtype]).reshape(count, columns)
+        if tensor.info.dtype in _HALF_KINDS:
+            widen(stored.view(np.uint16), _HALF_KINDS[tensor.info.dtype], out=block)
+        else:
+            with np.errstate(over="ignore"):  # what overflows is found as infinite
+                np.copyto(block, stored, casting="same_kind")
+        yield block

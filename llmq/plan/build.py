@@ -13,8 +13,8 @@ from llmq.architectures.roles import Role, TensorRole, is_transposed_family, lay
 from llmq.checkpoint.dtypes import bytes_per_element
 from llmq.checkpoint.layout import OutputTensor, lay_out
 from llmq.errors import UnsupportedError, UsageError
-from llmq.formats.compressed_tensors import already_quantized, entries, quantization_config
-from llmq.plan.budget import PROCESS_BYTES, block_budget, bytes_per_row, rows_per_block
+from llmq.formats.compressed_tensors import SUFFIXES, already_quantized, entries, quantization_config
+from llmq.plan.budget import PROCESS_BYTES, Budget, block_budget, bytes_per_row
 from llmq.plan.plan import Plan, TensorPlan
 from llmq.plan.targets import TARGETS, check_target
 
@@ -64,14 +64,14 @@ def build_plan(
     UsageError
         The recipe quantizes nothing, or breaks the promise of its target.
     UnsupportedError
-        The checkpoint is quantized already, or stores its linears transposed.
+        The checkpoint is quantized already, stores its linears transposed, or has names that quantizing would give.
     ResourceError
         `max_memory` is too small.
     """
     _refuse(source)
     tensor_roles, warnings = _assign_roles(source)
     if _tied(source):
-        tensor_roles |= {n: TensorRole(Role.OTHER, "tied to the embedding table") for n in _heads(tensor_roles)}
+        tensor_roles |= {n: TensorRole(Role.OTHER, "tied to the embedding table") for n in _heads(source)}
     choose = _chooser(recipe, keep)
     budget = block_budget(max_memory)
     planned = [_plan_tensor(info, tensor_roles[name], choose, budget) for name, info in source.tensors.items()]
@@ -81,6 +81,7 @@ def build_plan(
         raise UsageError(
             "nothing to quantize", file=source.label, found=_why_nothing(planned), hint=_nothing_hint(planned)
         )
+    _check_names(source, quantized)
     check_target(recipe.target, planned)
     plan = Plan(
         recipe=recipe,
@@ -91,7 +92,7 @@ def build_plan(
         warnings=(),
         hints=(),
     )
-    return replace(plan, warnings=(*warnings, *_warnings(plan, source)), hints=_hints(plan))
+    return replace(plan, warnings=(*warnings, *_warnings(plan)), hints=_hints(plan))
 
 
 def _refuse(source: Source) -> None:
@@ -126,12 +127,17 @@ def _assign_roles(source: Source) -> tuple[dict[str, TensorRole], list[str]]:
 
 
 def _tied(source: Source) -> bool:
-    declared = source.config.get("tie_word_embeddings")
-    return bool(declared) or "lm_head.weight" not in source.tensors
+    configs = (source.config, source.config.get("text_config"))
+    declared = any(isinstance(config, dict) and config.get("tie_word_embeddings") is True for config in configs)
+    return declared or not _heads(source)
 
 
-def _heads(tensor_roles: dict[str, TensorRole]) -> list[str]:
-    return [name for name, role in tensor_roles.items() if role.role is Role.HEAD]
+def _heads(source: Source) -> list[str]:
+    return [name for name in source.tensors if _is_head(name)]
+
+
+def _is_head(name: str) -> bool:
+    return f".{name}".endswith(".lm_head.weight")
 
 
 def _chooser(recipe: Recipe, keep: Collection[str]) -> Callable[[str, TensorRole], tuple[QuantSpec | None, str]]:
@@ -151,9 +157,12 @@ def _chooser(recipe: Recipe, keep: Collection[str]) -> Callable[[str, TensorRole
         bits = by_role.get(role.role, recipe.spec.bits)
         if bits is None and not matching:
             return None, "head" if role.role is Role.HEAD else "embedding table"
-        spec = replace(recipe.spec, bits=bits or recipe.spec.bits)
-        for override in matching:
-            spec = override.apply(spec)
+        try:
+            spec = replace(recipe.spec, bits=bits or recipe.spec.bits)
+            for override in matching:
+                spec = override.apply(spec)
+        except ValueError as error:
+            raise UsageError(str(error), tensor=name, hint="change --set, --lm-head, --embeddings or --range") from None
         return spec, ""
 
     return choose
@@ -163,7 +172,7 @@ def _plan_tensor(
     info: TensorInfo,
     role: TensorRole,
     choose: Callable[[str, TensorRole], tuple[QuantSpec | None, str]],
-    budget: int,
+    budget: Budget,
 ) -> TensorPlan:
     spec, reason = choose(info.name, role)
     if spec is not None and info.dtype not in _SCALE_DTYPES:
@@ -174,12 +183,11 @@ def _plan_tensor(
     itemsize = bytes_per_element(info.dtype)
     if spec is None:
         outputs: tuple[OutputTensor, ...] = (OutputTensor(info.name, info.dtype, info.shape),)
-        return TensorPlan(info, role.role, None, reason, outputs, max(1, budget // 4 // itemsize))
+        return TensorPlan(info, role.role, None, reason, outputs, max(1, budget.preferred // 4 // itemsize))
     rows, columns = info.shape
     spec = spec.resolve(columns, _SCALE_DTYPES[info.dtype])
-    per_row = bytes_per_row(columns, itemsize, spec)
     outputs = entries(info.name.removesuffix(".weight"), spec, (rows, columns))
-    return TensorPlan(info, role.role, spec, "", outputs, rows_per_block(rows, per_row, budget))
+    return TensorPlan(info, role.role, spec, "", outputs, budget.rows_per_block((rows, columns), itemsize, spec))
 
 
 def _block_bytes(tensor: TensorPlan) -> int:
@@ -195,7 +203,7 @@ def _execution_order(name: str, role: Role) -> tuple[int, int]:
         return 1, layer
     if role is Role.EMBEDDING:
         return 0, 0
-    return (3 if name.startswith("lm_head.") else 2), 0
+    return (3 if _is_head(name) else 2), 0
 
 
 def _output_order(planned: Sequence[TensorPlan]) -> list[OutputTensor]:
@@ -226,6 +234,20 @@ def _output_config(source: Source, planned: Sequence[TensorPlan], recipe: Recipe
     return config
 
 
+def _check_names(source: Source, quantized: Iterable[TensorPlan]) -> None:
+    """Refuse tensors that would stand among, or be taken for, the parts of a quantized weight."""
+    for tensor in quantized:
+        module = tensor.name.removesuffix(".weight")
+        for name in (f"{module}.{suffix}" for suffix in SUFFIXES):
+            if name in source.tensors:
+                raise UnsupportedError(
+                    "has the name of a part of a quantized weight",
+                    file=source.tensors[name].file,
+                    tensor=name,
+                    hint=f"--ignore '^{re.escape(tensor.name)}$'",
+                )
+
+
 def _why_nothing(planned: Iterable[TensorPlan]) -> str:
     reasons = [t.reason for t in planned if t.role is Role.LINEAR]
     return reasons[0] if reasons else "no linear weights"
@@ -237,13 +259,13 @@ def _nothing_hint(planned: Iterable[TensorPlan]) -> str:
     return f"--group-size {sizes[0] if sizes else -1}" if widths else "llmq inspect shows what the checkpoint holds"
 
 
-def _warnings(plan: Plan, source: Source) -> list[str]:
+def _warnings(plan: Plan) -> list[str]:
     warnings = []
     recipe = plan.recipe
-    names = list(source.tensors)
+    names = [t.name for t in plan.tensors if t.role is not Role.OTHER]
     for pattern, flag in [(p, "--ignore") for p in recipe.ignore] + [(o.pattern, "--set") for o in recipe.overrides]:
         if not any(re.search(pattern, name) for name in names):
-            warnings.append(f"{flag} {pattern!r} matches no tensor")
+            warnings.append(f"{flag} {pattern!r} matches no tensor that could be quantized")
     if any(t.spec and t.spec.bits <= 2 for t in plan.quantized):
         warnings.append("2 bits or fewer without calibration is a floor, not a recommendation")
     return warnings + _limits_of_transformers(plan)

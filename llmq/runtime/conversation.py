@@ -55,6 +55,8 @@ class Conversation:
     ) -> Iterator[str]:
         """Say something and stream the answer; what came of it is remembered even if the stream is left early.
 
+        With the first piece asked for the turn begins; a stream that nobody asks leaves no trace.
+
         Parameters
         ----------
         text : str
@@ -68,7 +70,7 @@ class Conversation:
         Raises
         ------
         UsageError
-            The conversation has outgrown the model's context, or a value is out of range.
+            The conversation is rendered as nothing, or has outgrown the model's context, or a value is out of range.
         UnsupportedError
             The chat template refuses the conversation.
         """
@@ -76,7 +78,7 @@ class Conversation:
         tokens = encode_chat(self._model.tokenizer, [*self.messages, said])
         options = Sampling(**sampling)
         # One token at least is read, for its logits.
-        known = min(_common(self._cache.tokens, tokens), len(tokens) - 1)
+        known = max(0, min(_common(self._cache.tokens, tokens), len(tokens) - 1))
         self._cache.truncate(known)
         self.generation = self._model.generate(
             tokens[known:],
@@ -85,10 +87,10 @@ class Conversation:
             stop_tokens=self._model.stop_tokens,
             cache=self._cache,
         )
-        self.messages.append(said)
-        return self._answer(TextStream(self.generation, self._model.tokenizer, tokens, stop))
+        return self._answer(said, TextStream(self.generation, self._model.tokenizer, tokens, stop))
 
-    def _answer(self, stream: TextStream) -> Iterator[str]:
+    def _answer(self, said: dict[str, str], stream: TextStream) -> Iterator[str]:
+        self.messages.append(said)
         answer = ""
         try:
             for piece in stream:

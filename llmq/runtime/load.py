@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from llmq.architectures import decoder_config
-from llmq.checkpoint.manifest import read_manifest
+from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.mapped import MappedCheckpoint
 from llmq.checkpoint.source import open_source
-from llmq.errors import UnsupportedError, UsageError
-from llmq.formats.compressed_tensors import already_quantized, read_schemes
-from llmq.formats.schemes import QUANT_METHOD
+from llmq.errors import InputError, UnsupportedError, UsageError
+from llmq.formats import FORMATS
+from llmq.formats.schemes import QUANT_METHOD, quantization_section
 from llmq.runtime.decoder import Attention, Block, Decoder, Mlp
 from llmq.runtime.linear import Compute
 from llmq.runtime.model import Model
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmq.architectures import DecoderConfig
+    from llmq.checkpoint.source import Source
 
 __all__ = ["load"]
 
@@ -28,7 +29,9 @@ __all__ = ["load"]
 def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = None) -> Model:
     """Load a checkpoint to run it: one that llmq wrote, another compressed-tensors one, or an unquantized one.
 
-    Weights are memory-mapped and used from there: loading reads headers only, and takes next to no memory.
+    Weights are memory-mapped and used from there: loading reads little but headers, and takes next to no memory. Only
+    the zero points of asymmetric checkpoints are unpacked, to a byte for each group: about 100 MB for 7 billion weights
+    in groups of 64.
 
     Parameters
     ----------
@@ -49,7 +52,8 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
     UsageError
         An unknown `compute`.
     InputError
-        Files missing, corrupt or unfinished; tensors missing, left over or of the wrong shape.
+        Files missing, corrupt or unfinished; an output of llmq without its manifest; tensors missing, left over or of
+        the wrong shape.
     UnsupportedError
         An architecture or a quantization that llmq cannot run.
     NetworkError
@@ -59,11 +63,11 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
     with open_source(path, revision=revision) as source:
         if source.config:
-            # A manifest says whether the files are all there and whole.
-            read_manifest(source.folder)
+            _check_finished(source)
         config = decoder_config(source.config)
-        schemes = read_schemes(source.config)
-        method = None if schemes else already_quantized(source.config, source.tensors)
+        native = FORMATS[QUANT_METHOD]
+        schemes = native.read_schemes(source.config)
+        method = None if schemes else native.already_quantized(source.config, source.tensors)
         # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
         if method and method != QUANT_METHOD:
             raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
@@ -77,6 +81,17 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
             compute=compute,
             bits_per_weight=8.0 * total / weights.elements,
             stop_tokens=stop_tokens(source.folder, source.config),
+        )
+
+
+def _check_finished(source: Source) -> None:
+    """Raise InputError unless a manifest says that all files of an output of ours are there and whole."""
+    ours = "llmq" in (quantization_section(source.config) or {})
+    if read_manifest(source.folder) is None and ours:
+        raise InputError(
+            f"written by llmq, but {MANIFEST} is missing",
+            file=source.label,
+            hint="copy the finished folder whole, or run `llmq quantize` again",
         )
 
 

@@ -58,9 +58,9 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     Raises
     ------
     UsageError
-        An empty prompt, and a tokenizer without a token to begin a text with.
+        A prompt that is not Unicode text, or an empty one and a tokenizer without a token to begin a text with.
     """
-    tokens = list(tokenizer(text)["input_ids"])
+    tokens = _tokens(tokenizer, text)
     if not tokens and tokenizer.bos_token_id is not None:
         tokens = [tokenizer.bos_token_id]
     if not tokens:
@@ -76,6 +76,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[i
 
     Raises
     ------
+    UsageError
+        The text is not UTF-8.
     UnsupportedError
         The template cannot be rendered.
     """
@@ -87,7 +89,15 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[i
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(f"the chat template refuses this conversation: {first[:200]}") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _tokens(tokenizer, text, add_special_tokens=False)
+
+
+def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
+    # Bytes that are not UTF-8 reach us from the shell as halves of surrogate pairs.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError("the text is not UTF-8")
+    # Not verbose: how long a text may be is the model's affair, which the tokenizer's advice does not know.
+    return list(tokenizer(text, verbose=False, **how)["input_ids"])
 
 
 class Detokenizer:

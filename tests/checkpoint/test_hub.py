@@ -19,8 +19,9 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `files` as org/name at `main` and COMMIT; org/gated asks for consent; org/broken fails."""
+    """Serves `files` as org/name and `pickles` at `main` and COMMIT; org/gated asks for consent; org/broken fails."""
 
+    pickles: ClassVar[dict[str, bytes]] = {"pytorch_model.bin": b"\x80\x02", "onnx/model.safetensors": b""}
     files: ClassVar[dict[str, bytes]] = {}
     paths: ClassVar[list[str]] = []
 
@@ -46,23 +47,26 @@ class Hub(BaseHTTPRequestHandler):
         ):  # fmt: skip
             if repo in path:
                 return self.answer(status, b"{}", X_Error_Code=code)
-        known = any(f"/{revision}" in path for revision in ("main", COMMIT, "resolve")) or path.endswith("org/name")
+        files = self.pickles if "org/pickles" in path else self.files
+        known = any(f"/{revision}" in path for revision in ("main", COMMIT, "resolve")) or path.endswith(
+            ("org/name", "org/pickles")
+        )
         if not known:
             return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-        if path.startswith("/api/models/org/name/tree"):
+        if path.startswith(("/api/models/org/name/tree", "/api/models/org/pickles/tree")):
             entries = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in self.files.items()
+                for name, data in files.items()
             ]
             return self.answer(200, json.dumps(entries).encode(), content_type="application/json")
-        if path.startswith("/api/models/org/name"):
-            siblings = [{"rfilename": name} for name in self.files]
+        if path.startswith(("/api/models/org/name", "/api/models/org/pickles")):
+            siblings = [{"rfilename": name} for name in files]
             body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
             return self.answer(200, body, content_type="application/json")
         name = path.split("/", 5)[-1]
-        if name not in self.files:
+        if name not in files:
             return self.answer(404, b"", X_Error_Code="EntryNotFound")
-        data = self.files[name]
+        data = files[name]
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
         return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
 
@@ -71,7 +75,12 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path, make_pico):
     make_pico(tmp_path / "model", 2)
     Hub.files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    Hub.files |= {"pytorch_model.bin": b"\x80\x02", "original/x.safetensors": b"", "consolidated.safetensors": b""}
+    Hub.files |= {
+        "llmq.json": b"{}",
+        "pytorch_model.bin": b"\x80\x02",
+        "original/x.safetensors": b"",
+        "consolidated.safetensors": b"",
+    }
     Hub.paths = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -118,7 +127,7 @@ def test_repositories(tmp_path, hub):
     models = ["org/name", f"org/name@{COMMIT}", "org/name@v9", "org/absent", "org/gated"]
     plain, pinned, no_revision, absent, gated = ask(models, hub, tmp_path)
     shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    assert plain["names"] == ["config.json", *shards, "model.safetensors.index.json", "tokenizer.json"]
+    assert plain["names"] == ["config.json", "llmq.json", *shards, "model.safetensors.index.json", "tokenizer.json"]
     assert plain["label"] == "org/name"
     assert plain["hub"] == {"repo": "org/name", "commit": COMMIT}
     assert plain["tensors"] == 9
@@ -134,6 +143,22 @@ def test_repositories(tmp_path, hub):
     assert offline[0]["names"] == plain["names"]
     assert offline[1]["kind"] == "NetworkError"
     assert "local folder" in offline[1]["hint"]
+
+
+def test_a_repository_of_pickles(tmp_path, hub):
+    [pickles] = ask(["org/pickles"], hub, tmp_path)
+    assert pickles["kind"] == "UnsupportedError"
+    assert pickles["text"].startswith("org/pickles: only pickled weights, which llmq never opens")
+    assert "safetensors/convert" in pickles["hint"]
+    assert not any("pytorch_model" in path for path in Hub.paths)
+    Hub.pickles["config.json"] = b"{}"
+    try:
+        [again] = ask(["org/pickles"], hub, tmp_path)
+        [offline] = ask(["org/pickles"], hub, tmp_path, HF_HUB_OFFLINE="1")
+    finally:
+        del Hub.pickles["config.json"]
+    assert again == pickles
+    assert (offline["kind"], offline["text"]) == ("InputError", "org/pickles: no safetensors files")
 
 
 def test_network_failures(tmp_path, hub):

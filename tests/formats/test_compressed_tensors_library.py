@@ -138,7 +138,7 @@ def test_transformers_loads_what_we_write(tmp_path):
             writer.write(tensor.name, data[tensor.name])
         config = json.loads(CONFIG.to_json_string()) | {"architectures": ["LlamaForCausalLM"]}
         config["quantization_config"] = quantization_config(chosen, [], {"version": "0"})
-        writer.commit(config, {}, {})
+        writer.commit(config, {})
     loaded, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.bfloat16, output_loading_info=True
     )

@@ -149,6 +149,11 @@ def test_unsupported(config):
         read_schemes(config)
 
 
+def test_one_bit_that_is_no_sign_grid_is_refused():
+    with pytest.raises(UnsupportedError, match="one bit"):
+        Schemes(section((["Linear"], 1, {})))
+
+
 @pytest.mark.parametrize(
     "name", ["int-quantized", "naive-quantized", "marlin-24", "float-quantized", "nvfp4-pack-quantized"]
 )

@@ -26,7 +26,7 @@ def assert_agree(ours, reference, tolerance=1e-3):
     assert np.abs(ours - reference).max() <= tolerance * np.ptp(reference)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_transformers_reads_every_width(tmp_path, write_pico, bits):
     llmq.quantize(write_pico(tmp_path / "in"), tmp_path / "out", bits=bits, lm_head="keep")
     assert_agree(llmq.load(tmp_path / "out", compute="float32")(TOKENS), theirs(tmp_path / "out"))
@@ -51,7 +51,7 @@ def test_transformers_reads_a_tied_checkpoint(tmp_path, write_pico):
     assert_agree(llmq.load(tmp_path / "out", compute="float32")(TOKENS), theirs(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_transformers_reads_asymmetric_ones_when_told_to_dequantize(tmp_path, write_pico, bits):
     # In bf16 its products of code and scale are rounded to bf16, which ours are not.
     llmq.quantize(write_pico(tmp_path / "in", dtype="float16"), tmp_path / "out", bits=bits, symmetric=False)

@@ -142,14 +142,59 @@ def test_an_architecture_only_transformers_knows_is_checked_on_the_meta_device(t
 
 
 def test_the_memory_limit_bounds_the_rows_of_a_block(tmp_path, write_pico):
-    folder = write_pico(tmp_path, vocab_size=8192, hidden_size=256)
+    folder = write_pico(tmp_path, vocab_size=60_000, hidden_size=256)
     wide = plan(folder, max_memory=1 << 30)
     tight = plan(folder, max_memory=200 << 20)
-    assert tight.predicted_peak_bytes <= 200 << 20 <= wide.predicted_peak_bytes + (1 << 30)
+    assert tight.predicted_peak_bytes <= 200 << 20 < wide.predicted_peak_bytes
     assert all(a.rows_per_block <= b.rows_per_block for a, b in zip(tight.tensors, wide.tensors, strict=True))
     with pytest.raises(ResourceError, match="too small") as caught:
         plan(folder, max_memory=10 << 20)
     assert "--max-memory" in caught.value.hint
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_too_wide_for_the_limit_are_cut_to_few_or_refused(tmp_path, write_pico, symmetric):
+    wide = np.zeros((64, 1_000_000), np.float32)
+    folder = write_pico(tmp_path, edit={"model.layers.0.mlp.up_proj.weight": wide})
+    limit = 220 << 20
+    if symmetric:
+        assert plan(folder, max_memory=limit, group_size=32).predicted_peak_bytes <= limit
+        return
+    with pytest.raises(ResourceError) as caught:
+        plan(folder, max_memory=limit, group_size=32, symmetric=False)
+    least = int(caught.value.hint.removeprefix("--max-memory ").removesuffix("MiB")) << 20
+    assert plan(folder, max_memory=least, group_size=32, symmetric=False).predicted_peak_bytes <= least
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"range": "narrow", "overrides": ["q_proj=symmetric:false"]},
+        {"range": "narrow", "overrides": ["q_proj=bits:1"]},
+        {"range": "narrow", "lm_head": 1},
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused_by_tensor(pico, flags):
+    with pytest.raises(UsageError, match=r"narrow range.*2 bits"):
+        plan(pico, **flags)
+
+
+@pytest.mark.parametrize("suffix", ["weight_shape", "weight_zero_point", "weight_g_idx"])
+def test_names_that_quantizing_would_give_are_refused(tmp_path, write_pico, suffix):
+    module = "model.layers.0.mlp.up_proj"
+    folder = write_pico(tmp_path, edit={f"{module}.{suffix}": np.zeros(2, np.int64)})
+    with pytest.raises(UnsupportedError, match=suffix) as caught:
+        plan(folder)
+    pattern = caught.value.hint.removeprefix("--ignore '").removesuffix("'")
+    assert by_name(plan(folder, ignore=[pattern]))[f"{module}.weight"].reason == "--ignore"
+
+
+def test_the_head_of_a_model_inside_another_is_a_head(tmp_path, write_pico):
+    head = np.ones((96, 64), np.float32)
+    edit = {"lm_head.weight": None, "language_model.lm_head.weight": head}
+    p = plan(write_pico(tmp_path, edit=edit, text_config={"tie_word_embeddings": False}))
+    assert p.tensors[-1].name == "language_model.lm_head.weight"
+    assert p.tensors[-1].spec.bits == 8
 
 
 def test_tensors_found_not_finite_can_be_kept(pico):

@@ -40,6 +40,8 @@ CASES = {
     "mistral window": ("mistral", {"sliding_window": 7, "dtype": "bfloat16"}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2 windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen2 yarn": ("qwen2", {"rope_parameters": YARN}),
+    "qwen3 llama3": ("qwen3", {"head_dim": 12, "rope_parameters": LLAMA3}),
     "qwen3": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True, "dtype": "bfloat16"}),
     "qwen3 biases, windows": (
         "qwen3",

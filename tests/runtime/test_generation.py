@@ -143,6 +143,27 @@ def test_an_answer_left_early_is_remembered(model):
     assert "".join(chat.send("more", max_tokens=3)) is not None
 
 
+def test_an_answer_never_begun_leaves_no_trace(model):
+    chat, other = model.chat(), model.chat()
+    chat.send("hi")
+    assert chat.messages == []
+    assert "".join(chat.send("more", max_tokens=5)) == "".join(other.send("more", max_tokens=5))
+    assert chat.messages == other.messages
+
+
+def test_a_conversation_rendered_as_nothing_is_refused_and_unharmed(model, monkeypatch):
+    chat = model.chat()
+    first = "".join(chat.send("hi", max_tokens=3))
+    with monkeypatch.context() as patch:
+        patch.setattr("llmq.runtime.conversation.encode_chat", lambda *_: [])
+        with pytest.raises(UsageError, match="the prompt is empty"):
+            chat.send("more")
+    assert [message["content"] for message in chat.messages] == ["hi", first]
+    anew = model.chat()
+    anew.messages = list(chat.messages)
+    assert "".join(chat.send("more", max_tokens=5)) == "".join(anew.send("more", max_tokens=5))
+
+
 def test_a_conversation_too_long_is_refused_and_unharmed(model):
     chat = model.chat()
     with pytest.raises(UsageError, match="context"):

@@ -1,6 +1,7 @@
 """Checkpoints to models: packed and dense ones, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -41,8 +42,10 @@ def pack(source, target, *, extra=(), tied=False, **spec):
         packed[f"{module}.weight_shape"] = np.array(q.shape)
         values[name] = q.dequantize()
     config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    quantization = compressed_tensors.quantization_config(modules, [], {})
+    del quantization["llmq"]  # as another program writes it
     for folder, content, section in (
-        (target, packed, compressed_tensors.quantization_config(modules, [], {})),
+        (target, packed, quantization),
         (target.with_name("values"), values, None),
     ):
         folder.mkdir()
@@ -163,6 +166,43 @@ def test_packed_tensors_that_do_not_fit(tmp_path, folder):
     (packed / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "quantization_config"}))
     with pytest.raises(InputError, match="no quantization_config"):
         load(packed)
+
+
+def test_what_a_format_refuses_is_named_with_its_file(tmp_path, folder):
+    packed, _ = pack(folder, tmp_path / "packed", bits=4, group_size=32)
+    tensors = load_file(packed / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    wrong = {f"{name}.weight_scale": np.ones((3, 2), np.float32)}
+    order = {f"{name}.weight_g_idx": np.arange(64, dtype=np.int32) % 2}
+    for edit, kind, what in (
+        (wrong, InputError, r"\.weight_scale: shape does not fit"),
+        (order, UnsupportedError, r"\.weight_g_idx: columns in activation order"),
+    ):
+        save_file(tensors | edit, packed / "model.safetensors")
+        with pytest.raises(kind, match=rf"^model\.safetensors: {re.escape(name)}{what}") as caught:
+            load(packed)
+    assert "original checkpoint" in caught.value.hint
+    save_file(tensors, packed / "model.safetensors")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["config_groups"] = {}
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"^model\.safetensors: .*no group of quantization_config targets it"):
+        load(packed)
+
+
+def test_an_output_without_its_manifest_is_no_model(tmp_path, folder):
+    import llmq
+
+    llmq.quantize(folder, tmp_path / "out")
+    assert load(tmp_path / "out")(TOKENS).shape == (30, 96)
+    (tmp_path / "out" / "llmq.json").unlink()
+    with pytest.raises(InputError, match=r"written by llmq, but llmq\.json is missing") as caught:
+        load(tmp_path / "out")
+    assert "copy the finished folder whole" in caught.value.hint
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["quantization_config"]["llmq"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path / "out")(TOKENS).shape == (30, 96)
 
 
 def test_other_quantizations_are_refused_by_name(folder):

@@ -7,6 +7,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import llmq
+from llmq.architectures import decoder_config
 
 SMALL = {
     "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -60,7 +61,8 @@ def test_weights_have_heavy_tails(tmp_path, make):
 
 def test_presets_and_layers(tmp_path, make, script):
     module = script("make_checkpoint")
-    shapes = {t.name: t.shape for t in module.tensors_of(module.read_config("llama-70b", 2), "bfloat16")}
+    config = decoder_config(module.adapt(module.read_config("llama-70b"), 2, "bfloat16"))
+    shapes = {t.name: t.shape for t in module.tensors_of(config, "bfloat16")}
     assert shapes["model.layers.1.mlp.down_proj.weight"] == (8192, 28672)
     assert "model.layers.2.mlp.down_proj.weight" not in shapes
 
