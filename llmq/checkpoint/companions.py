@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["COPIED_FILES", "is_weight_file", "split_companions"]
+__all__ = ["COPIED_FILES", "is_card", "is_weight_file", "split_companions"]
 
 COPIED_FILES: Final = (
     "generation_config.json",
@@ -37,6 +37,8 @@ COPIED_FILES: Final = (
 )
 """Patterns of the files that are copied as they are; ``config.json`` is handled apart. No code is among them."""
 
+_CARDS: Final = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
 _WEIGHTS: Final = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -55,6 +57,15 @@ _WEIGHTS: Final = (
 def is_weight_file(name: str) -> bool:
     """Whether a file holds weights, in whatever format, or indexes them."""
     return any(fnmatchcase(name, pattern) for pattern in _WEIGHTS)
+
+
+def is_card(name: str) -> bool:
+    """Whether a file is there for people, who may edit it afterwards: a model card or a licence.
+
+    >>> is_card("README.md"), is_card("tokenizer.json")
+    (True, False)
+    """
+    return any(fnmatchcase(name, pattern) for pattern in _CARDS)
 
 
 def split_companions(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.companions import is_card
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
 from llmq.errors import InputError, UnsupportedError
 
@@ -47,7 +48,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             "written by another version of llmq", file=folder / MANIFEST, expected=f"schema {SCHEMA}", found=schema
         )
     for name, entry in _files(manifest, folder).items():
-        _check_size(folder, name, entry["size"], roots)
+        if not is_card(name):
+            _check_size(folder, name, entry["size"], roots)
     return dict(manifest)
 
 

@@ -32,3 +32,14 @@ def test_checks_of_the_manifest(example, tmp_path, copies):
     (out / "tokenizer.json").write_text("longer")
     with pytest.raises(InputError, match=r"tokenizer\.json: not as llmq wrote it \(expected 2 bytes, found 6 bytes\)"):
         read_manifest(out)
+
+
+def test_a_model_card_may_be_edited(example, tmp_path, copies):
+    out = tmp_path / "out"
+    card = tmp_path / "README.md"
+    card.write_text("made by llmq")
+    example.run(out, {**copies, "README.md": card})
+    (out / "README.md").write_text("edited on the Hub")
+    assert read_manifest(out) is not None
+    (out / "README.md").unlink()
+    assert read_manifest(out) is not None

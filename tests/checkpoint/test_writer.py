@@ -38,7 +38,6 @@ def test_what_is_written(example, tmp_path, copies):
 
 
 def test_manifest(example, tmp_path, copies):
-
     out = tmp_path / "out"
     example.run(out, copies)
     manifest = read_manifest(out)
