@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from llmq_kernels.doors import matrix_of
@@ -20,12 +22,13 @@ def activations_reference(x: np.ndarray, group_size: int) -> tuple[np.ndarray, n
     >>> codes.tolist(), sums.tolist()
     ([[127, -2, 127, 0]], [[125, 127]])
     """
-    groups = x.reshape(x.shape[0], -1, group_size)
+    groups = x.reshape(x.shape[0], x.shape[1] // group_size, group_size)
     scale = np.maximum(np.abs(groups).max(axis=2) / np.float32(127), np.float32(2.0**-126))
     codes = np.rint(groups / scale[:, :, None]).astype(np.int8)
     return codes.reshape(x.shape), scale, codes.sum(axis=2, dtype=np.int32)
 
 
+@functools.cache
 def activation_group(group_size: int) -> int:
     """Return how many columns share a scale of the activations, for a weight whose groups have `group_size` columns.
 
@@ -39,9 +42,8 @@ def activation_group(group_size: int) -> int:
     """
     if group_size <= 256:
         return group_size
-    divisors = [n for n in range(1, 65537) if group_size % n == 0]
-    moderate = [n for n in divisors if 32 <= n <= 256]
-    return max(moderate or divisors)
+    moderate = (n for n in range(256, 31, -1) if group_size % n == 0)
+    return next(moderate, None) or max(n for n in range(1, 65537) if group_size % n == 0)
 
 
 @jit

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from llmq_kernels.doors import frozen
+from llmq_kernels.doors import frozen, output_of
 from llmq_kernels.exponential import exp
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit, threads
@@ -174,9 +174,7 @@ def _attend(work: np.ndarray, keys: np.ndarray, values: np.ndarray, position: in
 
 @jit
 def _run(
-    queries: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
     place: tuple[int, int, np.float32],
     task: tuple[int, int, int],
     work: np.ndarray,
@@ -186,15 +184,17 @@ def _run(
 
     Parameters
     ----------
-    queries, out : float32 (tokens, heads, head_dim)
-    keys, values : float32 (kv_heads, capacity, head_dim)
+    arrays : (float32 (tokens, heads, head_dim), float32 (kv_heads, capacity, head_dim), the same)
+        Queries, keys, values.
     place : (int, int, float32)
         Position of the first token, window, scale of the scores.
     task : (int, int, int)
         Number of the task, its heads and its tokens; its heads share keys.
     work : float32 (rows, 2 * head_dim + _TILE + 2)
         Scratch for heads x tokens, rounded up to pairs.
+    out : float32 (tokens, heads, head_dim)
     """
+    queries, keys, values = arrays
     tokens, heads, head_dim = queries.shape
     number, span, block = task
     start, window, scale = place
@@ -231,7 +231,7 @@ def _attention(
 ) -> None:
     """Run all tasks on one thread; `arrays` are queries, keys and values, `tasks` their number, heads and tokens."""
     for task in range(tasks[0]):
-        _run(arrays[0], arrays[1], arrays[2], place, (task, tasks[1], tasks[2]), scratch[0], out)
+        _run(arrays, place, (task, tasks[1], tasks[2]), scratch[0], out)
 
 
 @jit(parallel=True)
@@ -244,7 +244,7 @@ def _attention_parallel(
 ) -> None:
     """Run all tasks on all threads, each with its part of float32 (threads, rows, 2 * head_dim + _TILE + 2) scratch."""
     for task in numba.prange(tasks[0]):
-        _run(arrays[0], arrays[1], arrays[2], place, (task, tasks[1], tasks[2]), scratch[_thread()], out)
+        _run(arrays, place, (task, tasks[1], tasks[2]), scratch[_thread()], out)
 
 
 def attention(
@@ -281,10 +281,7 @@ def attention(
     """
     _check(queries, keys, values, start, window)
     tokens, heads, head_dim = queries.shape
-    if out is None:
-        out = np.empty_like(queries)
-    elif out.shape != queries.shape or out.dtype != np.float32 or not (out.flags.c_contiguous and out.flags.writeable):
-        raise ValueError(f"out must be a writable C-contiguous float32 array of shape {queries.shape}, not {out.shape}")
+    out = output_of(out, queries.shape)
     parallel = queries.size * (start + tokens) >= _PARALLEL
     # Fewer heads a task where there would not be a task for every thread.
     span = heads // keys.shape[0]

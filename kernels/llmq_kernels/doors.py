@@ -36,7 +36,7 @@ def matrix_of(name: str, array: Any, dtype: type, columns: int | None = None) ->
     return frozen(np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]))
 
 
-def output_of(out: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+def output_of(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """`out` if it is a writable C-contiguous float32 array of `shape`, or a new one if it is None.
 
     Raises

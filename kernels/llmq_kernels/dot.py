@@ -17,8 +17,9 @@ _SUMS = {"reassoc", "contract", "nsz"}
 
 
 @jit(fastmath=_SUMS)
-def _add_4x4(x: np.ndarray, tile: np.ndarray, row: int, count: int, out: np.ndarray, token: int, column: int) -> None:
-    """Add the products of x, float32 (4, at least count), and 4 rows of the tile to 4 by 4 elements of `out`."""
+def _add_4x4(x: np.ndarray, count: int, tile: np.ndarray, row: int, out: np.ndarray, place: tuple[int, int]) -> None:
+    """Add the products of x, float32 (4, at least count), and 4 rows of the tile to 4 by 4 elements at `place`."""
+    token, column = place
     s00 = s01 = s02 = s03 = np.float32(0.0)
     s10 = s11 = s12 = s13 = np.float32(0.0)
     s20 = s21 = s22 = s23 = np.float32(0.0)
@@ -93,7 +94,7 @@ def add_tile(x: np.ndarray, start: int, count: int, tile: np.ndarray, out: np.nd
                 block[t, k] = x[token + t, np.uint64(start) + np.uint64(k)]
         done = rows - rows % 4 if n == 4 else 0
         for row in range(0, done, 4):
-            _add_4x4(block, tile, row, count, out, token, first + row)
+            _add_4x4(block, count, tile, row, out, (token, first + row))
         for t in range(n):
             for row in range(done, rows):
                 out[token + t, first + row] += _dot(block, t, tile, row, count)

@@ -24,13 +24,14 @@ import numba
 import numba.core.caching
 import numba.core.event
 
-__all__ = ["cache_folder", "jit", "on_compile", "set_threads", "threads"]
+__all__ = ["cache_folder", "call", "jit", "on_compile", "set_threads", "threads"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SOURCES = Path(__file__).parent
 
 _CODE_OPTIONS = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
+"""Settings of Numba that change the machine code."""
 
 # Some Numba releases are half typed, others not at all.
 _numba: Any = numba
@@ -158,13 +159,7 @@ def _cache_key() -> str | None:
     features = _config.CPU_FEATURES
     if features is None:
         features = "" if _config.CPU_NAME else llvmlite.binding.get_host_cpu_features().flatten()
-    options = (
-        _config.BOUNDSCHECK,
-        _config.OPT,
-        _config.LOOP_VECTORIZE,
-        _config.SLP_VECTORIZE,
-        _config.DEBUGINFO_DEFAULT,
-    )
+    options = tuple(getattr(_config, name) for name in _CODE_OPTIONS)
     parts = (numba.__version__, llvmlite.__version__, sys.version, cpu, features, str(options))
     digest = hashlib.sha256("\0".join(parts).encode())
     try:
@@ -208,14 +203,36 @@ def _launcher(kernel: Any) -> Callable[..., Any]:
 
     def launch(*args: Any) -> Any:
         turn = _turn()
-        if _threads is not None and getattr(_applied, "threads", None) != _threads:
-            _numba.set_num_threads(_threads)  # Numba keeps the number for each Python thread
-            _applied.threads = _threads
+        _apply_threads()
         with turn:
             return kernel(*args)
 
     functools.update_wrapper(launch, kernel.py_func)
     return launch
+
+
+def _apply_threads() -> None:
+    """Tell Numba our number of threads, which it keeps for each Python thread."""
+    if _threads is not None and getattr(_applied, "threads", None) != _threads:
+        _numba.set_num_threads(_threads)
+        _applied.threads = _threads
+
+
+def call(kernel: Callable[..., Any], *args: Any, parallel: bool) -> None:
+    """Call a parallel kernel, on one thread unless `parallel`: for work that is done sooner than the others wake.
+
+    Machine code and results are the same either way.
+    """
+    if parallel or _config.DISABLE_JIT:
+        kernel(*args)
+        return
+    _apply_threads()
+    before = _numba.get_num_threads()
+    _numba.set_num_threads(1)
+    try:
+        kernel(*args)
+    finally:
+        _numba.set_num_threads(before)
 
 
 @functools.cache

@@ -136,6 +136,16 @@ class PackedMatrix:
         return int(self.packed.shape[0])
 
     @property
+    def views(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Packed codes, scales and zero points, the latter of shape (0, 0) if symmetric: what kernels call `weight`."""
+        return self.packed_view, self.scale_view, self.zero_point_view
+
+    @property
+    def form(self) -> tuple[int, int, int]:
+        """`(bits, group_size, scale_kind)`."""
+        return self.bits, self.group_size, self.scale_kind
+
+    @property
     def n_groups(self) -> int:
         """Groups in a row."""
         return self.columns // self.group_size

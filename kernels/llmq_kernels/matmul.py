@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numba
 import numpy as np
 
-from llmq_kernels.activations import activation_group, quantize_activations
+from llmq_kernels.activations import activation_group, activations_reference, quantize_activations
 from llmq_kernels.doors import frozen, matrix_of, output_of
 from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
 from llmq_kernels.floats import scale_value
-from llmq_kernels.jit import jit
+from llmq_kernels.jit import call, jit
 from llmq_kernels.pack import unpack_columns
-from llmq_kernels.quantize import dequantize_columns, zero_of
+from llmq_kernels.quantize import dequantize_columns, dequantize_reference, zero_of
 
 if TYPE_CHECKING:
     from llmq_kernels.layout import PackedMatrix
 
-__all__ = ["matmul"]
+__all__ = ["matmul", "matmul_reference"]
+
+_PARALLEL: Final = 3 << 17
+"""Products of activations and weights from which waking the threads pays: about 90 microseconds for one token."""
+
+
+def matmul_reference(x: np.ndarray, matrix: PackedMatrix, compute: str = "int8") -> np.ndarray:
+    """Specify `matmul` in plain NumPy, in float64: the kernel is off by the rounding of float32 sums.
+
+    A NaN or infinity reaches its own token only, and may make of its outputs either.
+
+    Examples
+    --------
+    >>> from llmq_kernels.layout import PackedMatrix
+    >>> scale = np.array([[1], [2]], np.float32).view(np.uint16)
+    >>> matrix = PackedMatrix(np.full((2, 4), 0x9A, np.uint8), scale, None, 4, 2, 2, 2)
+    >>> matmul_reference(np.array([[127.0, 0.8]], np.float32), matrix, "float32").round(3).tolist()
+    [[254.8, 509.6]]
+    >>> matmul_reference(np.array([[127.0, 0.8]], np.float32), matrix, "int8").tolist()
+    [[255.0, 510.0]]
+    """
+    if compute == "int8":
+        group = activation_group(matrix.group_size)
+        codes, scale, _ = activations_reference(x, group)
+        x = codes * np.repeat(scale.astype(np.float64), group, axis=1)
+    product: np.ndarray = x.astype(np.float64) @ dequantize_reference(matrix).astype(np.float64).T
+    return product
 
 
 @jit(parallel=True)
 def _matmul_float(
     x: np.ndarray,
-    packed: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
+    weight: tuple[np.ndarray, np.ndarray, np.ndarray],
     form: tuple[int, int, int],
     out: np.ndarray,
 ) -> None:
-    """Multiply float32 (tokens, columns) by the rows of a packed weight; `form` is (bits, group_size, scale_kind)."""
+    """Multiply float32 (tokens, columns) by the rows of a packed weight."""
     rows, columns = out.shape[1], x.shape[1]
     for chunk in numba.prange((rows + TILE_ROWS - 1) // TILE_ROWS):
         first = chunk * TILE_ROWS
@@ -42,7 +66,7 @@ def _matmul_float(
             count = min(TILE_COLUMNS, columns - start)
             for row in range(first, last):
                 place = (row, start, count)
-                dequantize_columns(packed, scale, zero_point, form, place, codes, tile, row - first)
+                dequantize_columns(weight, form, place, codes, tile, row - first)
             add_tile(x, start, count, tile, out, first)
 
 
@@ -58,18 +82,17 @@ def _dot_codes(codes: np.ndarray, x: np.ndarray) -> np.int32:
 @jit(parallel=True)
 def _matmul_int8(
     activations: tuple[np.ndarray, np.ndarray, np.ndarray],
-    packed: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
+    weight: tuple[np.ndarray, np.ndarray, np.ndarray],
     form: tuple[int, int, int],
     out: np.ndarray,
 ) -> None:
-    """Multiply quantized activations by the rows of a packed weight; `form` is (bits, group_size, scale_kind).
+    """Multiply quantized activations by the rows of a packed weight.
 
     Groups of activations divide groups of the weight. Each adds ``x_scale * w_scale * (dot - zero_point * sum)``, in
     the order of the columns; the bracket is an integer, or a half of one for one bit.
     """
     x, x_scale, x_sum = activations
+    packed, scale, zero_point = weight
     bits, group_size, kind = form
     tokens, columns = x.shape
     n_groups = x_scale.shape[1]
@@ -123,11 +146,11 @@ def matmul(
         raise ValueError(f"compute must be int8 or float32, not {compute!r}")
     x = matrix_of("x", x, np.float32, matrix.columns)
     out = output_of(out, (x.shape[0], matrix.rows))
-    weight = (matrix.packed_view, matrix.scale_view, matrix.zero_point_view)
-    form = (matrix.bits, matrix.group_size, matrix.scale_kind)
+    parallel = x.size * matrix.rows >= _PARALLEL
     if compute == "float32":
-        _matmul_float(x, *weight, form, out)
+        call(_matmul_float, x, matrix.views, matrix.form, out, parallel=parallel)
     else:
         codes, scale, sums = quantize_activations(x, activation_group(matrix.group_size))
-        _matmul_int8((frozen(codes), frozen(scale), frozen(sums)), *weight, form, out)
+        activations = frozen(codes), frozen(scale), frozen(sums)
+        call(_matmul_int8, activations, matrix.views, matrix.form, out, parallel=parallel)
     return out

@@ -11,7 +11,7 @@ from llmq_kernels.doors import matrix_of
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import row_bytes
 
-__all__ = ["pack", "pack_reference", "unpack"]
+__all__ = ["pack", "pack_reference", "unpack", "unpack_reference"]
 
 
 def pack_reference(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -28,6 +28,18 @@ def pack_reference(codes: np.ndarray, bits: int) -> np.ndarray:
     stream = ((codes[:, :, None] >> np.arange(bits, dtype=np.uint8)) & 1).reshape(rows, columns * bits)
     packed = np.packbits(stream, axis=1, bitorder="little")
     return np.pad(packed, ((0, 0), (0, row_bytes(columns, bits) - packed.shape[1])))
+
+
+def unpack_reference(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
+    """Specify `unpack` in plain NumPy.
+
+    Examples
+    --------
+    >>> unpack_reference(np.array([[209, 1, 0, 0]], np.uint8), 3, 3).tolist()
+    [[1, 2, 7]]
+    """
+    stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : columns * bits]
+    return np.packbits(stream.reshape(-1, columns, bits), axis=2, bitorder="little")[:, :, 0]
 
 
 @jit

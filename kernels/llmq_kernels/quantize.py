@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numba
 import numpy as np
 
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.floats import scale_value
 from llmq_kernels.jit import jit
-from llmq_kernels.layout import Grid, PackedMatrix, row_bytes
-from llmq_kernels.pack import pack_row, unpack_columns
+from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix, midpoint, row_bytes
+from llmq_kernels.pack import pack_row, unpack_columns, unpack_reference
 
-__all__ = ["codes_reference", "dequantize", "dequantize_columns", "quantize"]
+__all__ = [
+    "codes_reference",
+    "dequantize",
+    "dequantize_columns",
+    "dequantize_reference",
+    "quantize",
+    "scales_reference",
+]
+
+_MIDPOINTS: Final = np.array([midpoint(max(bits, 1)) for bits in range(9)], np.float32)
+"""Zero points of symmetric grids, by bits."""
 
 
 def codes_reference(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bits: int, narrow: bool) -> np.ndarray:
@@ -31,11 +43,44 @@ def codes_reference(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bi
     return np.asarray(ratio > 0 if np.all(zero_point == 0.5) else codes, np.uint8)
 
 
+def scales_reference(matrix: PackedMatrix) -> np.ndarray:
+    """Specify what the bits of `matrix.scale` mean in plain NumPy: float32 (rows, n_groups).
+
+    Examples
+    --------
+    >>> scale = np.array([[0xBC00, 0x4200]], np.uint16)
+    >>> matrix = PackedMatrix(np.zeros((1, 4), np.uint8), scale, None, 4, 4, 8, SCALE_KINDS["float16"])
+    >>> scales_reference(matrix).tolist()
+    [[-1.0, 3.0]]
+    """
+    if matrix.scale_kind == SCALE_KINDS["bfloat16"]:
+        return (matrix.scale.astype(np.uint32) << 16).view(np.float32)
+    half = matrix.scale_kind == SCALE_KINDS["float16"]
+    return matrix.scale.view(np.float16 if half else np.float32).astype(np.float32)
+
+
+def dequantize_reference(matrix: PackedMatrix) -> np.ndarray:
+    """Specify `dequantize` in plain NumPy.
+
+    Examples
+    --------
+    >>> packed, scale = np.array([[0x80, 0xF9, 0, 0]], np.uint8), np.array([[0.5, 2.0]], np.float32).view(np.uint16)
+    >>> dequantize_reference(PackedMatrix(packed, scale, None, 4, 2, 4, SCALE_KINDS["float32"])).tolist()
+    [[-4.0, 0.0, 2.0, 14.0]]
+    """
+    codes = unpack_reference(matrix.packed, matrix.bits, matrix.columns)
+    groups = codes.reshape(matrix.rows, matrix.n_groups, matrix.group_size).astype(np.float32)
+    zero = np.float32(midpoint(matrix.bits)) if matrix.zero_point is None else matrix.zero_point[:, :, None]
+    with np.errstate(over="ignore"):
+        weight = scales_reference(matrix)[:, :, None] * (groups - zero)
+    return weight.reshape(codes.shape)
+
+
 @jit
 def zero_of(zero_point: np.ndarray, row: int, group: int, bits: int) -> np.float32:
     """Read a zero point as float32; an array of shape (0, 0) means symmetric."""
     if zero_point.shape[0] == 0:
-        return np.float32(0.5) if bits == 1 else np.float32(1 << (bits - 1))
+        return np.float32(_MIDPOINTS[bits])
     return np.float32(zero_point[row, group])
 
 
@@ -82,9 +127,7 @@ def _quantize(
 
 @jit
 def dequantize_columns(
-    packed: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
+    weight: tuple[np.ndarray, np.ndarray, np.ndarray],
     form: tuple[int, int, int],
     place: tuple[int, int, int],
     codes: np.ndarray,
@@ -95,9 +138,8 @@ def dequantize_columns(
 
     Parameters
     ----------
-    packed, scale, zero_point
-        The views of a `PackedMatrix`.
-    form : (bits, group_size, scale_kind)
+    weight, form
+        `PackedMatrix.views` and `PackedMatrix.form`.
     place : (row, start, count)
         Columns `start` to `start + count` of `row`; `start` is a multiple of 8.
     codes : uint8 (at least count,)
@@ -105,6 +147,7 @@ def dequantize_columns(
     out : float32 (any, at least count)
         Row `out_row` is written, from its beginning.
     """
+    packed, scale, zero_point = weight
     bits, group_size, kind = form
     row, start, count = place
     unpack_columns(packed, bits, row, start, count, codes)
@@ -122,14 +165,12 @@ def dequantize_columns(
 
 
 @jit(parallel=True)
-def _dequantize(
-    packed: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: tuple[int, int, int], out: np.ndarray
-) -> None:
-    """Widen all rows to float32 (rows, columns); `form` is (bits, group_size, scale_kind)."""
+def _dequantize(weight: tuple[np.ndarray, np.ndarray, np.ndarray], form: tuple[int, int, int], out: np.ndarray) -> None:
+    """Widen all rows to float32 (rows, columns)."""
     rows, columns = out.shape
     for row in numba.prange(rows):
         codes = np.empty(columns, np.uint8)
-        dequantize_columns(packed, scale, zero_point, form, (row, 0, columns), codes, out, row)
+        dequantize_columns(weight, form, (row, 0, columns), codes, out, row)
 
 
 def quantize(weight: np.ndarray, grid: Grid, scale: np.ndarray, zero_point: np.ndarray | None) -> PackedMatrix:
@@ -172,6 +213,5 @@ def quantize(weight: np.ndarray, grid: Grid, scale: np.ndarray, zero_point: np.n
 def dequantize(matrix: PackedMatrix) -> np.ndarray:
     """Return the weight that the codes stand for: `scale * (code - zero_point)`, float32 (rows, columns)."""
     out = np.empty((matrix.rows, matrix.columns), np.float32)
-    form = (matrix.bits, matrix.group_size, matrix.scale_kind)
-    _dequantize(matrix.packed_view, matrix.scale_view, matrix.zero_point_view, form, out)
+    _dequantize(matrix.views, matrix.form, out)
     return out

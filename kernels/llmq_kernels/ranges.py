@@ -8,28 +8,29 @@ import numpy as np
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.floats import round_scale, store_scale
 from llmq_kernels.jit import jit
-from llmq_kernels.layout import SCALE_KINDS, Grid
+from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 
 __all__ = ["divisor", "new_scales", "range_reference", "range_scales"]
 
 
-def range_reference(group: np.ndarray, bits: int, symmetric: bool, narrow: bool) -> tuple[float, int]:
+def range_reference(group: np.ndarray, bits: int, symmetric: bool, narrow: bool) -> tuple[float, float]:
     """Specify the scale, before it is rounded to its dtype, and zero point of one group in plain NumPy.
 
-    The range of an asymmetric grid includes zero. A group of zeros has scale 0 here; rounding makes it tiny.
+    The range of an asymmetric grid includes zero. A group of zeros has scale 0 here; rounding makes it tiny. A
+    scale near the largest float32 is lowered when it is rounded, so that every code stands for a finite number.
 
     Examples
     --------
     >>> range_reference(np.array([-7.5, 1.0]), 4, True, False)
-    (1.0, 8)
+    (1.0, 8.0)
     >>> range_reference(np.array([-5.0, 10.0]), 4, False, False)
-    (1.0, 5)
+    (1.0, 5.0)
     """
     if symmetric:
-        return float(np.abs(group).max()) / divisor(bits, narrow), 2 ** (bits - 1)
+        return float(np.abs(group).max()) / divisor(bits, narrow), midpoint(bits)
     low, high, levels = min(0.0, float(group.min())), max(0.0, float(group.max())), 2**bits - 1
     scale = (high - low) / levels
-    return scale, int(np.clip(np.rint(-low / scale), 0, levels)) if scale else 0
+    return scale, float(np.clip(np.rint(-low / scale), 0, levels)) if scale else 0.0
 
 
 def divisor(bits: int, narrow: bool) -> float:
@@ -89,10 +90,12 @@ def _range_scales(
         for group in range(weight.shape[1] // group_size):
             low, high = extremes(weight[row, group * group_size : (group + 1) * group_size])
             if zero_point.shape[0] == 0:
-                rounded = round_scale(max(np.float64(high), -np.float64(low)) / steps, kind)
+                rounded = round_scale(max(np.float64(high), -np.float64(low)) / steps, kind, np.ceil(steps))
             else:
                 rounded = round_scale((np.float64(high) - np.float64(low)) / steps, kind)
-                zero_point[row, group] = np.uint8(zero_point_of(low, rounded, int(steps)))
+                zero = zero_point_of(low, rounded, int(steps))
+                rounded = round_scale(np.float64(rounded), kind, max(np.float64(zero), steps - np.float64(zero)))
+                zero_point[row, group] = np.uint8(zero)
             store_scale(scale, row, group, kind, rounded)
 
 

@@ -16,11 +16,11 @@ from llmq_kernels.candidates import candidates
 from llmq_kernels.doors import frozen, matrix_of
 from llmq_kernels.floats import bits_of, float_of, round_scale, round_single, scale_value, store_scale
 from llmq_kernels.jit import jit
-from llmq_kernels.layout import SCALE_KINDS, Grid
+from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 from llmq_kernels.quantize import zero_of
 from llmq_kernels.ranges import range_scales
 
-__all__ = ["search_scales"]
+__all__ = ["search_reference", "search_scales"]
 
 LANES: Final = 16
 
@@ -41,6 +41,30 @@ _BOTTOM: Final = 12
 _ROWS: Final = 13
 
 _REFITS: Final = 2
+_LARGEST_FLOAT: Final = np.finfo(np.float32).max
+
+
+def search_reference(group: np.ndarray, grid: Grid) -> float:
+    """Specify the least squared error of any candidate for one group, float64 (n,), by trying them all.
+
+    `search_scales` does at least as well, but for the rounding of float32 sums; it refits the best, and the extremes
+    of a group include zero.
+
+    Examples
+    --------
+    >>> search_reference(np.array([-8.0, 7.0, 3.0]), Grid(4, 3)), search_reference(np.array([3.0, 0.0]), Grid(2, 2))
+    (0.0, 0.0)
+    """
+    low, high, levels, least = min(0.0, group.min()), max(0.0, group.max()), 2**grid.bits - 1, np.inf
+    extreme = high if high >= -low else low
+    for first, second in candidates(grid).astype(np.float64):
+        wanted = first * extreme if grid.symmetric else (high * second - low * first) / levels
+        positive = not (grid.signed and grid.symmetric and not grid.narrow)
+        scale = round_scale(abs(wanted) if positive else wanted, grid.scale_kind)
+        zero = midpoint(grid.bits) if grid.symmetric else np.clip(np.rint(-low * first / scale), 0, levels)
+        codes = np.clip(np.rint(group / scale) + zero, float(grid.narrow), levels)
+        least = min(least, float(((group - scale * (codes - zero)) ** 2).sum()))
+    return least
 
 
 @jit
@@ -90,9 +114,14 @@ def _measure(tile: np.ndarray, work: np.ndarray) -> None:
 
 @jit
 def _keep(work: np.ndarray) -> None:
-    """Keep each lane's candidate if it is better than the best so far; the first of equals stays."""
+    """Keep each lane's candidate if it is better than the best so far; the first of equals stays.
+
+    A scale so large that one of its codes would stand for infinity is not kept.
+    """
     for lane in range(LANES):
-        better = work[_ERROR, lane] < work[_BEST_ERROR, lane]
+        farthest = abs(work[_SCALE, lane]) * max(-work[_LOWEST, lane], work[_HIGHEST, lane])
+        finite = farthest <= _LARGEST_FLOAT * work[_UNIT, lane]
+        better = finite & (work[_ERROR, lane] < work[_BEST_ERROR, lane])
         work[_BEST_ERROR, lane] = work[_ERROR, lane] if better else work[_BEST_ERROR, lane]
         work[_BEST_SCALE, lane] = work[_SCALE, lane] if better else work[_BEST_SCALE, lane]
         work[_BEST_LOWEST, lane] = work[_LOWEST, lane] if better else work[_BEST_LOWEST, lane]

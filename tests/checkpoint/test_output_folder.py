@@ -51,6 +51,9 @@ def test_occupied_folders(example, tmp_path, copies):
         example.run(tmp_path / "file/below", copies)
     with pytest.raises(UsageError, match="cannot be written"):
         example.run(tmp_path / ("x" * 300), copies)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="cannot be written"):
+        example.run(tmp_path / "dangling", copies)
 
 
 def test_overwriting_a_plain_checkpoint(example, tmp_path, sharded, copies, expected):

@@ -16,11 +16,8 @@ def test_equals_the_reference(special_weight, tokens, group_size, n_groups, seed
     x = special_weight(max(tokens, 1), group_size * n_groups, group_size, seed)[:tokens]
     codes, scale, sums = quantize_activations(x, group_size)
     assert (codes.dtype, scale.dtype, sums.dtype) == (np.int8, np.float32, np.int32)
-    if tokens:
-        expected = activations_reference(x, group_size)
-        np.testing.assert_array_equal(codes, expected[0])
-        np.testing.assert_array_equal(scale, expected[1])
-        np.testing.assert_array_equal(sums, expected[2])
+    for found, expected in zip((codes, scale, sums), activations_reference(x, group_size), strict=True):
+        np.testing.assert_array_equal(found, expected)
     step = np.repeat(scale, group_size, axis=1).astype(np.float64)
     assert (np.abs(step * codes - x) <= step / 2 * 1.00001).all()
 

@@ -56,6 +56,12 @@ def test_shapes_strides_and_mistakes():
     assert widen(bits, "float16").shape == (2, 3, 4)
     np.testing.assert_array_equal(widen(bits[:, ::2, ::-1], "float16"), widen(bits, "float16")[:, ::2, ::-1])
     assert widen(bits[:0], "bfloat16").shape == (0, 3, 4)
+    out = np.zeros((2, 3, 4), np.float32)
+    assert widen(bits, "float16", out=out) is out
+    np.testing.assert_array_equal(out, widen(bits, "float16"))
+    for wrong in (out[0], out.astype(np.float64), out.transpose(0, 2, 1).reshape(2, 4, 3), np.asfortranarray(out)):
+        with pytest.raises(ValueError, match="out must be"):
+            widen(bits, "float16", out=wrong)
     with pytest.raises(TypeError, match="uint16"):
         widen(bits.astype(np.int32), "float16")
     with pytest.raises(TypeError, match="float32"):
@@ -87,6 +93,15 @@ def test_scales_are_never_zero_nor_infinite(kind):
     for value in (largest, largest * 1.5, 1e300, float("inf")):
         assert stored(value, kind) == largest
         assert stored(-value, kind) == -largest
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_steps_from_zero_stay_finite(kind):
+    number = SCALE_KINDS[kind]
+    for steps in range(1, 256):
+        scale = np.float32(round_scale(1e300, number, float(steps)))
+        assert LIMITS[kind][1] * 0.99 < float(scale) * steps
+        assert np.isfinite(scale * np.float32(steps))
 
 
 @given(value=st.floats(2.0**-20, 2.0**15), sign=st.sampled_from([-1.0, 1.0]), kind=st.sampled_from(sorted(LIMITS)))

@@ -1,4 +1,5 @@
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ print(jit.cache_folder(), *compiled)
 
 def run(code, sources=SOURCES.parent, **changes):
     """Run Python in a fresh process with a clean set of cache variables; return what it printed."""
-    dropped = ("LLMQ_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "COVERAGE_PROCESS_START")
+    dropped = ("LLMQ_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_BOUNDSCHECK", "NUMBA_CPU_NAME")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"} | changes
     environment = {name: value for name, value in environment.items() if value is not None}
@@ -102,7 +103,7 @@ def test_nowhere_to_write_is_no_error(tmp_path, copied_sources):
 
 
 def test_other_libraries_keep_their_cache():
-    assert numba.config.CACHE_DIR == os.environ.get("NUMBA_CACHE_DIR", "")
+    assert os.environ.get("NUMBA_CACHE_DIR", "") == numba.config.CACHE_DIR
 
 
 def test_the_number_of_threads():
@@ -116,6 +117,24 @@ def test_the_number_of_threads():
     for wrong in (0, -1, 10_000):
         with pytest.raises(ValueError, match="NUMBA_NUM_THREADS"):
             jit.set_threads(wrong)
+
+
+def test_a_small_call_runs_on_one_thread_and_leaves_no_trace():
+    seen = []
+    jit._apply_threads()
+    before = numba.get_num_threads()
+
+    def kernel(fail):
+        seen.append(numba.get_num_threads())
+        if fail:
+            raise KeyError
+
+    jit.call(kernel, False, parallel=True)
+    jit.call(kernel, False, parallel=False)
+    with pytest.raises(KeyError):
+        jit.call(kernel, True, parallel=False)
+    assert seen == [before, 1, 1]
+    assert numba.get_num_threads() == before
 
 
 CONCURRENT = """
@@ -139,6 +158,29 @@ def test_python_threads_may_share_the_workqueue():
     # Without the lock the process aborts.
     environment = {name: os.environ.get(name) for name in ("LLMQ_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
     assert run(CONCURRENT, NUMBA_THREADING_LAYER="workqueue", **environment) == ["workqueue"]
+
+
+CHOICES = """
+import hashlib
+import numpy as np
+from llmq_kernels.layout import Grid
+from llmq_kernels.quantize import quantize
+from llmq_kernels.search import search_scales
+weight = np.random.default_rng(0).standard_t(4, (64, 256)).astype(np.float32)
+digest = hashlib.sha256()
+for bits in (1, 2, 3, 4, 8):
+    for symmetric in (True, False):
+        grid = Grid(bits, 64, symmetric=symmetric)
+        digest.update(quantize(weight, grid, *search_scales(weight, grid)).packed.tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names CPUs of one kind")
+def test_the_width_of_vectors_changes_no_byte(tmp_path):
+    here = run(CHOICES, LLMQ_CACHE_DIR=str(tmp_path))
+    assert run(CHOICES, LLMQ_CACHE_DIR=str(tmp_path), NUMBA_CPU_NAME="x86-64-v2") == here
 
 
 def test_notices_end():

@@ -1,4 +1,3 @@
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,15 +5,14 @@ from hypothesis import strategies as st
 
 from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix, midpoint
 from llmq_kernels.pack import pack_reference, unpack
-from llmq_kernels.quantize import codes_reference, dequantize, quantize
+from llmq_kernels.quantize import codes_reference, dequantize, dequantize_reference, quantize, scales_reference
 from llmq_kernels.ranges import range_scales
+from llmq_kernels.search import search_scales
 
-KINDS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
-
-def spread(matrix, kind):
+def spread(matrix):
     """Scales and zero points of a matrix, float32, one for each element."""
-    scale = matrix.scale.view(KINDS[kind]).astype(np.float32)
+    scale = scales_reference(matrix)
     zero = np.float32(midpoint(matrix.bits)) if matrix.zero_point is None else matrix.zero_point.astype(np.float32)
     zero = np.broadcast_to(zero, scale.shape)
     return np.repeat(scale, matrix.group_size, axis=1), np.repeat(zero, matrix.group_size, axis=1)
@@ -27,7 +25,7 @@ def spread(matrix, kind):
     n_groups=st.integers(1, 5),
     symmetric=st.booleans(),
     narrow=st.booleans(),
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(sorted(SCALE_KINDS)),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_equals_the_reference(special_weight, bits, group_size, n_groups, symmetric, narrow, kind, seed):
@@ -39,13 +37,11 @@ def test_equals_the_reference(special_weight, bits, group_size, n_groups, symmet
     if seed % 2:  # scales of either sign, too small for the weight
         scale.reshape(3, n_groups, -1)[:, :, -1] ^= 0x8000
     matrix = quantize(weight, grid, scale, zero_point)
-    scales, zeros = spread(matrix, kind)
-    with np.errstate(over="ignore", under="ignore"):
-        codes = codes_reference(weight, scales, zeros, bits, narrow)
-        expected = scales * (codes.astype(np.float32) - zeros)
+    scales, zeros = spread(matrix)
+    codes = codes_reference(weight, scales, zeros, bits, narrow)
     np.testing.assert_array_equal(matrix.packed, pack_reference(codes, bits))
     np.testing.assert_array_equal(unpack(matrix.packed, bits, columns), codes)
-    np.testing.assert_array_equal(dequantize(matrix), expected)
+    np.testing.assert_array_equal(dequantize(matrix), dequantize_reference(matrix))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -54,7 +50,7 @@ def test_no_value_is_off_by_more_than_half_a_step(bits, symmetric):
     weight = np.random.default_rng(bits).standard_normal((8, 128)).astype(np.float32)
     grid = Grid(bits, 32, symmetric=symmetric)
     matrix = quantize(weight, grid, *range_scales(weight, grid))
-    step, _ = spread(matrix, "float32")
+    step, _ = spread(matrix)
     # The zero point of an asymmetric grid is rounded as well: half a step more at the ends.
     assert (np.abs(dequantize(matrix) - weight) <= step * (0.5001 if symmetric else 1.0001)).all()
 
@@ -72,6 +68,24 @@ def test_all_zero_groups_stay_zero():
     weight = np.zeros((2, 64), np.float32)
     for grid in (Grid(4, 32), Grid(2, 32, narrow=True), Grid(8, 32, symmetric=False)):
         assert not dequantize(quantize(weight, grid, *range_scales(weight, grid))).any()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("variant", ["full", "narrow", "asymmetric"])
+@pytest.mark.parametrize("kind", SCALE_KINDS)
+def test_every_code_of_a_huge_group_is_finite(bits, variant, kind):
+    largest = np.finfo(np.float32).max
+    weight = np.array([[-1, 0], [1, 0], [-1, 1], [1, 1], [-0.9, 1], [-0.3, 1], [-1, 0.2]], np.float32) * largest
+    narrow = variant == "narrow" and bits > 1
+    grid = Grid(bits, 2, symmetric=variant != "asymmetric", narrow=narrow, scale_kind=SCALE_KINDS[kind])
+    for choose in (range_scales, search_scales):
+        matrix = quantize(weight, grid, *choose(weight, grid))
+        ends = np.broadcast_to(np.array([narrow, 2**bits - 1], np.uint8), weight.shape)
+        packed = pack_reference(ends, bits)
+        extremes = PackedMatrix(packed, matrix.scale, matrix.zero_point, bits, 2, 2, grid.scale_kind)
+        assert np.isfinite(dequantize(extremes)).all()
+        if kind == "float32" and bits > 2:
+            assert (np.abs(dequantize(matrix) / largest - weight / largest) <= 2.0 ** (1 - bits) * 1.01).all()
 
 
 def test_rows_are_independent_and_threads_change_no_byte(special_weight, each_thread_count):

@@ -5,16 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmq_kernels.layout import SCALE_KINDS, Grid
-from llmq_kernels.ranges import range_reference, range_scales
+from llmq_kernels.ranges import divisor, range_reference, range_scales
 
 KINDS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 LIMITS = {"float16": (2.0**-24, 65504.0), "bfloat16": (2.0**-126, float.fromhex("0x1.fep127"))}
 
 
-def rounded(value, kind):
+def rounded(value, kind, steps):
     """NumPy twin of `floats.round_scale`, for positive scales."""
     smallest, largest = LIMITS.get(kind, (2.0**-126, float(np.finfo(np.float32).max)))
-    return np.float32(np.float32(min(max(value, smallest), largest)).astype(KINDS[kind]))
+    if kind != "float16":
+        largest = np.float32(largest / steps)
+        with np.errstate(over="ignore"):
+            largest = largest if np.isfinite(largest * np.float32(steps)) else np.nextafter(largest, np.float32(0))
+    return np.float32(np.float32(min(max(value, smallest), float(largest))).astype(KINDS[kind]))
 
 
 @settings(max_examples=60)
@@ -35,11 +39,14 @@ def test_equals_the_textbook(special_weight, bits, group_size, n_groups, symmetr
     found = scale.view(KINDS[kind]).astype(np.float32)
     assert (zero_point is None) == symmetric
     for i, group in enumerate(weight.astype(np.float64).reshape(-1, group_size)):
-        wanted = rounded(range_reference(group, bits, symmetric, narrow)[0], kind)
-        assert found.flat[i] == wanted
+        exact = range_reference(group, bits, symmetric, narrow)[0]
+        steps = np.ceil(divisor(bits, narrow))
         if zero_point is not None:
-            zero = np.rint(np.float32(-min(group.min(), 0.0)) / wanted)
-            assert zero_point.flat[i] == min(max(zero, 0), 2**bits - 1)
+            zero = np.rint(np.float32(-min(group.min(), 0.0)) / rounded(exact, kind, 1))
+            zero = min(max(zero, 0), 2**bits - 1)
+            assert zero_point.flat[i] == zero
+            steps = max(zero, 2**bits - 1 - zero)
+        assert found.flat[i] == rounded(exact, kind, steps)
 
 
 def test_textbook_numbers():
