@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from llmq.cli.main import COMMANDS, cli
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+_SETTINGS: Final[dict[str, Any]] = dict(cli.context_settings) | {"terminal_width": 100, "max_content_width": 100}
+"""The width of whatever terminal this runs in must not show."""
 
 
 def command_line() -> str:
@@ -21,12 +25,12 @@ def command_line() -> str:
         "1 unexpected, 2 usage, 3 input bad or corrupt, 4 unsupported, 5 not enough disk or memory, 6 verification",
         "failed, 7 network, 75 stopped but resumable, 130 interrupted.\n",
     ]
-    with click.Context(cli, info_name="llmq", max_content_width=110) as top:
+    with click.Context(cli, info_name="llmq", **_SETTINGS) as top:
         parts += ["```", cli.get_help(top), "```\n"]
         for name in COMMANDS:
             command = cli.get_command(top, name)
             assert command is not None
-            with click.Context(command, info_name=name, parent=top, max_content_width=110) as context:
+            with click.Context(command, info_name=name, parent=top, **_SETTINGS) as context:
                 parts += [f"## llmq {name}\n", "```", command.get_help(context), "```\n"]
     return "\n".join(parts)
 
