@@ -10,7 +10,7 @@ import click
 
 from llmq.cli.kernels import prepare_kernels
 from llmq.cli.options import compute_option, json_option, model_argument, sampling_options, threads_option
-from llmq.cli.output import print_json
+from llmq.cli.output import print_json, print_piece, stdin
 from llmq.cli.progress import activity
 from llmq.cli.settings import say
 
@@ -54,7 +54,7 @@ def command(model: str, system: str | None, max_tokens: int, compute: str, threa
 
 def _lines() -> Iterator[str]:
     """What the user writes, line by line; empty lines are passed over."""
-    terminal = sys.stdin.isatty()
+    terminal = stdin().isatty()
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives `input` its history)
@@ -86,8 +86,7 @@ def _answer(talk: Conversation, line: str, *, show: bool, **options: Any) -> str
                 pieces.append(piece)
                 if show:
                     ready()
-                    click.echo(piece, nl=False)
-                    sys.stdout.flush()
+                    print_piece(piece)
         except KeyboardInterrupt:
             ready()
             say("\n(stopped)")

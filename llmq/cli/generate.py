@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmq.cli.kernels import prepare_kernels
 from llmq.cli.options import compute_option, json_option, model_argument, sampling_options, threads_option
-from llmq.cli.output import print_json
+from llmq.cli.output import print_json, print_piece, stdin
 from llmq.cli.progress import activity
 from llmq.cli.settings import say, settings
 from llmq.cli.sizes import SIZE, format_size
@@ -62,7 +61,7 @@ def command(
 
 def _read_stdin() -> str:
     try:
-        return sys.stdin.read()
+        return stdin().read()
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text: {error.reason}", file="stdin") from None
 
@@ -74,8 +73,7 @@ def _write(stream: TextStream, ready: Any, *, show: bool) -> str:
         pieces.append(piece)
         if show:
             ready()
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
+            print_piece(piece)
     return "".join(pieces)
 
 

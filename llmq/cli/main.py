@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, str]] = {
 _INTERRUPTED: Final = 130
 _PIPE_CLOSED: Final = 141
 _NO_ROOM: Final = frozenset(getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "ENOMEM", "EMFILE", "ENFILE"))
+_UNUSABLE: Final = frozenset(getattr(errno, name, -1) for name in ("ENAMETOOLONG", "ELOOP", "EROFS"))
 _CONTEXT: Final = {
     "help_option_names": ["-h", "--help"],
     # Half the field writes --group_size.
@@ -141,6 +142,8 @@ def _told(error: Exception) -> tuple[int, str, str | None]:
 def _code_of(error: OSError) -> int:
     if error.errno in _NO_ROOM:
         return 5
+    if error.errno in _UNUSABLE:
+        return 2
     known = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
     return 3 if isinstance(error, known) else 1
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
+
+from llmq.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["SCHEMA", "print_json", "print_table"]
+__all__ = ["SCHEMA", "print_json", "print_piece", "print_table", "stdin"]
 
 SCHEMA: Final = 1
 """Version of the objects that `--json` prints."""
@@ -23,6 +25,20 @@ _WIDE: Final = 200
 def print_json(result: dict[str, Any]) -> None:
     """Print the one object of `--json`; infinities and NaN, which JSON does not have, become null."""
     click.echo(json.dumps(_plain({"schema": SCHEMA} | result), indent=2, allow_nan=False))
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of text at once, without a line's end."""
+    click.echo(text, nl=False)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def stdin() -> TextIO:
+    """Standard input; UsageError where it is closed."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", hint="give a prompt, or pipe one in")
+    return sys.stdin
 
 
 def _plain(value: Any) -> Any:
@@ -41,7 +57,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else _WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in columns:
         right = heading.endswith(">")

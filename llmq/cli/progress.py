@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LineProgress", "TerminalProgress", "activity", "show_progress"]
 
-_LINE_SECONDS: Final = 10.0
+_SOON_SECONDS: Final = 2.0
+_LATE_SECONDS: Final = 10.0
+_LATE: Final = 60.0
 
 
 class LineProgress:
-    """A line when a stage begins, every ten seconds, and when it ends.
+    """A line when a stage begins, every two seconds of its first minute, then every ten, and when it ends.
 
     Parameters
     ----------
@@ -50,7 +52,8 @@ class LineProgress:
         """See `Progress.advance`."""
         self._done += count
         now = self._clock()
-        if self._title is None or now - self._told < _LINE_SECONDS:
+        pause = _SOON_SECONDS if now - self._began < _LATE else _LATE_SECONDS
+        if self._title is None or now - self._told < pause:
             return
         self._told = now
         rate = self._done / (now - self._began)

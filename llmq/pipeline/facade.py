@@ -136,6 +136,7 @@ def quantize(
         Path(output), max_shard_size, max_memory, threads, nonfinite, overwrite, resume, progress or NullProgress()
     )
     with open_source(model, revision=revision) as source:
+        _check_folders(source, run.output)
         plan = build_plan(source, recipe, max_shard_size=max_shard_size, max_memory=max_memory)
         for warning in plan.warnings:
             _log.warning(warning)
@@ -158,7 +159,6 @@ def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
 
 def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
     identity = _identity(run, plan, source)
-    _check_folders(source, run.output)
     if not run.overwrite and _already_complete(run.output, identity):
         clear_leftovers(run.output)
         return _report(run, plan, source, "already complete")
@@ -178,13 +178,13 @@ def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
 
 
 def _write(run: _Run, plan: Plan, source: Source, identity: dict[str, Any]) -> None:
-    from llmq.pipeline.run import run_plan
+    from llmq.pipeline.run import bytes_to_read, run_plan
 
     copies, _ = select_copies(source)
     with CheckpointWriter(
         run.output, plan.shards, identity=identity, overwrite=run.overwrite, resume=run.resume
     ) as writer:
-        run.progress.start("quantizing", plan.source_bytes)
+        run.progress.start("quantizing", bytes_to_read(plan, writer))
         try:
             run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite)
         except InputError:  # the source is at fault: the same run would fail again

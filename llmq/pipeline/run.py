@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmq.plan import Plan, TensorPlan
     from llmq.system.progress import Progress
 
-__all__ = ["nonfinite_tensors", "run_plan"]
+__all__ = ["bytes_to_read", "nonfinite_tensors", "run_plan"]
 
 _HALF_KINDS: Final = {"F16": "float16", "BF16": "bfloat16"}
 
@@ -39,14 +39,23 @@ def run_plan(
         A tensor holds NaN or infinity, or the source changed while it was read.
     """
     for tensor in plan.tensors:
-        missing = frozenset(o.name for o in tensor.outputs) - writer.completed
+        missing = _missing(tensor, writer)
         if not missing:
-            progress.advance(tensor.info.nbytes)
-        elif tensor.spec is None:
+            continue
+        if tensor.spec is None:
             _copy(tensor, source, writer, progress, checked=nonfinite == "error")
         else:
             _quantize(tensor, plan.recipe.method, missing, source, writer, progress)
     source.check_unchanged()
+
+
+def bytes_to_read(plan: Plan, writer: CheckpointWriter) -> int:
+    """Bytes of the tensors that an earlier run has not written."""
+    return sum(tensor.info.nbytes for tensor in plan.tensors if _missing(tensor, writer))
+
+
+def _missing(tensor: TensorPlan, writer: CheckpointWriter) -> frozenset[str]:
+    return frozenset(output.name for output in tensor.outputs) - writer.completed
 
 
 def nonfinite_tensors(plan: Plan, source: Source, progress: Progress) -> frozenset[str]:

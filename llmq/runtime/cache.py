@@ -81,7 +81,9 @@ class KVCache:
         self.tokens.extend(tokens)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from number `length` on."""
+        """Forget all tokens from number `length` on; ValueError if there are not so many."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length must be 0 to {self.length}, not {length}")
         del self.tokens[length:]
 
     def _allocate(self, capacity: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -216,3 +217,17 @@ def test_compiling_is_announced_once(spawn, environment, sample_model, small_mod
     done = spawn("compare", sample_model, small_model, env=fresh)
     assert done.stderr.count("compiling kernels for this machine (once; kept in ") == 1
     assert str(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate {} -p - <&-", "chat {} <&-"])
+def test_a_closed_stdin_is_a_usage_error(small_model, command):
+    program = f"{shlex.quote(sys.executable)} -m llmq {command.format(shlex.quote(str(small_model)))}"
+    run = subprocess.run(program, shell=True, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "error: standard input is closed" in run.stderr
+
+
+def test_a_closed_stdout_is_no_surprise(small_model):
+    program = f"{shlex.quote(sys.executable)} -m llmq generate {shlex.quote(str(small_model))} -p a -m 2 >&-"
+    run = subprocess.run(program, shell=True, capture_output=True, text=True, check=False)
+    assert "should not happen" not in run.stderr

@@ -112,6 +112,7 @@ def test_strided_weights_are_right():
         (np.full((4, 64), np.nan, np.float32), {}, ValueError),
         (np.full((4, 64), np.inf, np.float16), {}, ValueError),
         (np.zeros((4, 64), np.float32), {"bits": 9}, ValueError),
+        (np.zeros((4, 64), np.float32), {"bits": 4.5}, ValueError),
         (np.zeros((4, 64), np.float32), {"method": "magic"}, ValueError),
     ],
 )

@@ -116,6 +116,18 @@ class StopAfter(NullProgress):
             raise KeyboardInterrupt
 
 
+class Seen(NullProgress):
+    """Adds up what it is told."""
+
+    total = done = 0
+
+    def start(self, title, total, unit="bytes"):
+        self.total = total
+
+    def advance(self, count):
+        self.done += count
+
+
 def count_reads(monkeypatch):
     """A list that grows by the bytes of every read of a source."""
     read, original = [], FolderSource.read_into
@@ -135,8 +147,9 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(tmp_path, pico, monke
         with pytest.raises(KeyboardInterrupt):
             llmq.quantize(pico, out, max_shard_size=30_000, progress=StopAfter(total * part // 8))
         assert read_manifest(out) is None
-        read = count_reads(monkeypatch)
-        llmq.quantize(pico, out, max_shard_size=30_000)
+        read, seen = count_reads(monkeypatch), Seen()
+        llmq.quantize(pico, out, max_shard_size=30_000, progress=seen)
+        assert seen.done == seen.total <= sum(read)
         assert sum(read) < total if part > 1 else sum(read) <= total
         assert digests(out) == digests(tmp_path / "whole")
 

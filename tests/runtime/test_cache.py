@@ -54,3 +54,9 @@ def test_truncate_forgets():
 def test_no_memory(capacity):
     with pytest.raises(ResourceError, match="cache"):
         KVCache(CONFIG, capacity)
+
+
+@pytest.mark.parametrize("length", [-1, 1])
+def test_a_cache_is_cut_only_to_what_it_holds(length):
+    with pytest.raises(ValueError, match="0 to 0"):
+        KVCache(CONFIG, 2).truncate(length)
