@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,8 @@ from llmq.cli.sizes import SIZE, format_size
 from llmq.errors import StoppedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llmq.pipeline import QuantizeReport
     from llmq.plan import TensorPlan
 
@@ -104,7 +109,7 @@ def command(as_json: bool, no_resume: bool, **flags: Any) -> None:
         prepare_kernels(flags["threads"])
     from llmq.pipeline import quantize
 
-    with show_progress() as progress:
+    with show_progress() as progress, _stoppable():
         try:
             report = quantize(**flags, resume=not no_resume, progress=progress)
         except KeyboardInterrupt:
@@ -117,6 +122,19 @@ def command(as_json: bool, no_resume: bool, **flags: Any) -> None:
         _print_plan(report)
     else:
         _print_summary(report)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, stop a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(report: QuantizeReport) -> None:
