@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from math import prod
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.formats import FORMATS
-from llmq_kernels.floats import widen
+from llmq.formats.dense import to_float32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,7 @@ def read_rows(source: Source, entry: Entry, start: int, stop: int) -> np.ndarray
         info = entry.parts[""]
         rows = info.shape[0] if info.shape else 1
         raw = _read(source, info, start * info.nbytes // max(1, rows), stop * info.nbytes // max(1, rows))
-        return _to_float32(raw, info.dtype).reshape(stop - start, -1)
+        return to_float32(raw, info.dtype, np.empty((stop - start, prod(info.shape[1:])), np.float32))
     arrays = {suffix: _part(source, entry, suffix, start, stop) for suffix in entry.parts}
     arrays["weight_shape"] = np.array([stop - start, entry.shape[1]], np.int64)
     return FORMATS["compressed-tensors"].decode(arrays, entry.spec, entry.name.removesuffix(".weight")).dequantize()
@@ -71,11 +72,3 @@ def _read(source: Source, info: TensorInfo, start: int, stop: int) -> np.ndarray
     raw = np.empty(stop - start, np.uint8)
     source.read_into(info, start, raw.data)
     return raw
-
-
-def _to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype in ("F16", "BF16"):
-        return widen(raw.view("<u2"), {"F16": "float16", "BF16": "bfloat16"}[dtype])
-    values: np.ndarray[Any, Any] = raw.view(NUMPY_DTYPES[dtype])
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)

@@ -15,7 +15,7 @@ from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.output_folder import clear_leftovers, refuse_same_folder
 from llmq.checkpoint.source import open_source, select_copies
 from llmq.checkpoint.writer import CheckpointWriter
-from llmq.errors import InputError, ResourceError, UsageError
+from llmq.errors import ResourceError, UsageError
 from llmq.pipeline.report import QuantizeReport
 from llmq.plan import build_plan
 from llmq.plan.recipes import make_recipe
@@ -178,7 +178,7 @@ def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
 
 
 def _write(run: _Run, plan: Plan, source: Source, identity: dict[str, Any]) -> None:
-    from llmq.pipeline.run import bytes_to_read, run_plan
+    from llmq.pipeline.run import NonfiniteError, bytes_to_read, run_plan
 
     copies, _ = select_copies(source)
     with CheckpointWriter(
@@ -187,7 +187,7 @@ def _write(run: _Run, plan: Plan, source: Source, identity: dict[str, Any]) -> N
         run.progress.start("quantizing", bytes_to_read(plan, writer))
         try:
             run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite)
-        except InputError:  # the source is at fault: the same run would fail again
+        except NonfiniteError:
             writer.discard()
             raise
         run.progress.finish()

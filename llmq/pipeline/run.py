@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import InputError
 from llmq.formats.compressed_tensors import encode
+from llmq.formats.dense import to_float32
 from llmq.methods import METHODS
-from llmq_kernels.floats import widen
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
@@ -21,9 +20,11 @@ if TYPE_CHECKING:
     from llmq.plan import Plan, TensorPlan
     from llmq.system.progress import Progress
 
-__all__ = ["bytes_to_read", "nonfinite_tensors", "run_plan"]
+__all__ = ["NonfiniteError", "bytes_to_read", "nonfinite_tensors", "run_plan"]
 
-_HALF_KINDS: Final = {"F16": "float16", "BF16": "bfloat16"}
+
+class NonfiniteError(InputError):
+    """A tensor holds NaN or infinity: the same run would fail again, however often it is continued."""
 
 
 def run_plan(
@@ -35,8 +36,10 @@ def run_plan(
 
     Raises
     ------
+    NonfiniteError
+        A tensor holds NaN or infinity.
     InputError
-        A tensor holds NaN or infinity, or the source changed while it was read.
+        The source cannot be read, or changed while it was read.
     """
     for tensor in plan.tensors:
         missing = _missing(tensor, writer)
@@ -103,7 +106,7 @@ def _count_nonfinite_bits(raw: np.ndarray, dtype: str) -> tuple[int, int]:
 
 def _refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
     if nan + infinite:
-        raise InputError(
+        raise NonfiniteError(
             "weight is not finite",
             file=tensor.info.file,
             tensor=tensor.name,
@@ -148,10 +151,4 @@ def _row_blocks(tensor: TensorPlan, source: Source) -> Iterator[np.ndarray]:
         count = min(step, rows - start)
         read, block = raw[: count * row_bytes], widened[:count]
         source.read_into(tensor.info, start * row_bytes, read.data)
-        stored = read.view(NUMPY_DTYPES[tensor.info.dtype]).reshape(count, columns)
-        if tensor.info.dtype in _HALF_KINDS:
-            widen(stored.view(np.uint16), _HALF_KINDS[tensor.info.dtype], out=block)
-        else:
-            with np.errstate(over="ignore"):  # what overflows is found as infinite
-                np.copyto(block, stored, casting="same_kind")
-        yield block
+        yield to_float32(read, tensor.info.dtype, block)

@@ -246,6 +246,26 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, write_pico)
     assert read_manifest(tmp_path / "out") is None
 
 
+def test_what_is_done_survives_a_source_that_cannot_be_read_for_a_while(tmp_path, pico, monkeypatch):
+    whole = llmq.quantize(pico, tmp_path / "whole", max_shard_size=30_000)
+    original, left = FolderSource.read_into, [whole.plan.source_bytes // 2]
+
+    def failing(self, info, start, buffer):
+        left[0] -= len(buffer)
+        if left[0] < 0:
+            raise InputError("cannot be read: Input/output error")
+        original(self, info, start, buffer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read_into", failing)
+        with pytest.raises(InputError, match="cannot be read"):
+            llmq.quantize(pico, tmp_path / "out", max_shard_size=30_000)
+    read = count_reads(monkeypatch)
+    llmq.quantize(pico, tmp_path / "out", max_shard_size=30_000)
+    assert sum(read) < whole.plan.source_bytes
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_memory_stays_within_the_limit_with_every_kernel_to_compile(tmp_path, write_pico, symmetric):
     source = write_pico(tmp_path / "in", hidden_size=512, vocab_size=100_000, num_hidden_layers=1)
