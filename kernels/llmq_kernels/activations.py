@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
+from llmq_kernels.memory import floats, next_number, octets
+from llmq_kernels.places import (
+    COLUMNS,
+    COUNTER,
+    GROUP,
+    PADDED,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SPARE,
+    STRIDE,
+    TOKENS,
+    X_CODES,
+    X_SCALES,
+    X_SUMS,
+    X,
+)
+from llmq_kernels.simd import F32, I8, I32, Emitter, intrinsic, target
+from llmq_kernels.workers import length
 
-__all__ = ["activation_group", "activations_reference", "quantize_activations"]
+__all__ = ["activation_group", "activations_reference", "encode_rows", "quantize_activations"]
 
 
 def activations_reference(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,14 +53,18 @@ def activations_reference(x: np.ndarray, group_size: int) -> tuple[np.ndarray, n
 def activation_group(group_size: int) -> int:
     """Return how many columns share a scale of the activations, for a weight whose groups have `group_size` columns.
 
-    The weight's own group up to 256 columns. Of larger groups (a whole row, say) the largest divisor that is at most
-    256 and at least 32; a group without one is taken whole, as long as 32-bit sums hold its products.
+    A power of two where microkernels can do with one, of at least 16 columns: the largest that divides the weight's
+    group, up to 256. Of other groups up to 256 columns the whole group, of larger ones the largest divisor that is at
+    most 256 and at least 32; a group without one is taken whole, as long as 32-bit sums hold its products.
 
     Examples
     --------
-    >>> [activation_group(n) for n in (64, 256, 4096, 1536, 1018)]
-    [64, 256, 256, 256, 1018]
+    >>> [activation_group(n) for n in (64, 4096, 96, 24, 1000, 1018)]
+    [64, 256, 32, 24, 250, 1018]
     """
+    power = group_size & -group_size
+    if power >= 16:
+        return min(power, 256)
     if group_size <= 256:
         return group_size
     moderate = (n for n in range(256, 31, -1) if group_size % n == 0)
@@ -64,6 +89,114 @@ def _encode(x: np.ndarray, scale: np.float32, codes: np.ndarray) -> np.int32:
         codes[i] = np.int8(code)
         total = np.int32(total + code)
     return total
+
+
+@intrinsic
+def _encode_group(typingctx: Any, x: Any, count: Any, codes: Any) -> Any:
+    """Quantize float32 at address `x` to int8 at address `codes`; return scale, and sum of what the codes stand for.
+
+    `count` is a multiple of 8. The same as `_largest` and `_encode`, in vectors.
+    """
+    signature = types.Tuple((types.float32, types.float32))(x, count, codes)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, target())
+        scale, total = _emit_group(emitter, *args)
+        return context.make_tuple(builder, signature.return_type, (scale, total))
+
+    return signature, emit
+
+
+def _emit_group(emitter: Emitter, x: Any, count: Any, codes: Any) -> tuple[Any, Any]:
+    builder = emitter.builder
+    floats, words, one = ir.VectorType(F32, 8), ir.VectorType(I32, 8), ir.VectorType(I8, 8)
+
+    def all_of(kind: Any, value: Any) -> Any:
+        return ir.Constant(kind, [ir.Constant(kind.element, value)] * 8)
+
+    def largest(i: Any, values: list[Any]) -> list[Any]:
+        bits = emitter.load(emitter.add(x, emitter.mul(i, 4)), words)
+        size = builder.and_(bits, all_of(words, 0x7FFFFFFF))
+        return [emitter.call("llvm.umax.v8i32", words, values[0], size)]
+
+    most = emitter.loop(count, 8, [ir.Constant(words, None)], largest)[0]
+    most = emitter.call("llvm.vector.reduce.umax.v8i32", I32, most)
+    scale = builder.fdiv(builder.bitcast(most, F32), ir.Constant(F32, 127.0))
+    least = ir.Constant(F32, 2.0**-126)
+    scale = builder.select(builder.fcmp_ordered("<", scale, least), least, scale)
+    divisor = emitter.splat(scale, 8)
+
+    def encode(i: Any, values: list[Any]) -> list[Any]:
+        ratio = builder.fdiv(emitter.load(emitter.add(x, emitter.mul(i, 4)), floats), divisor)
+        code = emitter.call("llvm.rint.v8f32", floats, ratio)
+        # Comparisons with NaN are false, so that NaN becomes a number that can be converted.
+        low, high = all_of(floats, -127.0), all_of(floats, 127.0)
+        code = builder.select(builder.fcmp_ordered(">", code, low), code, low)
+        code = builder.select(builder.fcmp_ordered("<", code, high), code, high)
+        whole = builder.fptosi(code, words)
+        emitter.store(builder.trunc(whole, one), emitter.add(codes, i))
+        return [builder.add(values[0], whole)]
+
+    total = emitter.loop(count, 8, [ir.Constant(words, None)], encode)[0]
+    total = emitter.call("llvm.vector.reduce.add.v8i32", I32, total)
+    return scale, builder.fmul(scale, builder.sitofp(total, F32))
+
+
+@intrinsic
+def _arrange(typingctx: Any, line: Any, count: Any, codes: Any, planes: Any, run: Any) -> Any:
+    """Put int8 codes at address `line` into the order of planes, at address `codes`.
+
+    Of each `planes * run` codes, ``codes[f * run + j] = line[j * planes + f]``: the activations that meet byte `j` of
+    plane `f` (see `llmq_kernels.planes`). `count` is a multiple of that; `planes` and `run` count by their lengths, the
+    run in units of 4 bytes.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, target())
+        n_planes, n_run = length(signature.args[3]), 4 * length(signature.args[4])
+        chunk = n_planes * n_run
+
+        def body(i: Any, values: list[Any]) -> list[Any]:
+            codes = emitter.load(emitter.add(args[0], i), ir.VectorType(I8, chunk))
+            order = [j * n_planes + f for f in range(n_planes) for j in range(n_run)]
+            emitter.store(emitter.shuffle(codes, None, order), emitter.add(args[2], i))
+            return values
+
+        emitter.loop(args[1], chunk, [], body)
+        return context.get_dummy_value()
+
+    return types.void(line, count, codes, planes, run), emit
+
+
+def encode_rows(p: Any, number: int, planes: Any, run: Any) -> None:
+    """Quantize tokens for the microkernels, as long as there are any: a worker (see `llmq_kernels.workers`).
+
+    Writes codes int8 (tokens, padded) in plane order, zero beyond the columns; scales float32 (tokens, stride); and, in
+    the same places, sums of the values that the codes of a group stand for.
+
+    Parameters
+    ----------
+    p : pointer to int64
+        See `llmq_kernels.places`.
+    number : int
+        Of this worker.
+    planes, run : pointers
+        See `_arrange`.
+    """
+    line = p[SCRATCH] + number * p[SCRATCH_BYTES] + p[SPARE]
+    for column in range(p[COLUMNS], p[PADDED]):
+        octets(line)[column] = np.uint8(0)
+    token = next_number(p[COUNTER])
+    while token < p[TOKENS]:
+        x = p[X] + 4 * token * p[COLUMNS]
+        scales, sums = floats(p[X_SCALES] + token * p[STRIDE]), floats(p[X_SUMS] + token * p[STRIDE])
+        for group in range(p[COLUMNS] // p[GROUP]):
+            start = group * p[GROUP]
+            scale, total = _encode_group(x + 4 * start, p[GROUP], line + start)
+            scales[group] = scale
+            sums[group] = total
+        _arrange(line, p[PADDED], p[X_CODES] + token * p[PADDED], planes, run)
+        token = next_number(p[COUNTER])
 
 
 @jit

@@ -7,10 +7,11 @@ from typing import Final
 import numba
 import numpy as np
 
+from llmq_kernels.dense_rows import MOST_TOKENS, multiply_few
 from llmq_kernels.doors import matrix_of, output_of
 from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
 from llmq_kernels.floats import bfloat_to_float, float_of, half_to_float
-from llmq_kernels.jit import call, jit
+from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.layout import SCALE_KINDS
 
 __all__ = ["matmul_dense", "matmul_dense_reference"]
@@ -106,6 +107,9 @@ def matmul_dense(
     x = matrix_of("x", x, np.float32)
     weight = matrix_of("weight", weight, dtype, x.shape[1])
     out = output_of(out, (x.shape[0], weight.shape[0]))
+    if 1 <= x.shape[0] <= MOST_TOKENS and jit_enabled():
+        multiply_few(x, weight.view(np.uint16), SCALE_KINDS[kind], out)
+        return out
     parallel = x.size * weight.shape[0] >= _PARALLEL
     call(_matmul_dense, x, weight.view(np.uint16), SCALE_KINDS[kind], out, parallel=parallel)
     return out

@@ -24,7 +24,7 @@ import numba
 import numba.core.caching
 import numba.core.event
 
-__all__ = ["cache_folder", "call", "jit", "on_compile", "set_threads", "threads"]
+__all__ = ["cache_folder", "cached", "call", "compiling", "jit", "jit_enabled", "on_compile", "set_threads", "threads"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,10 +66,15 @@ def jit(
         compiled = _numba.njit(nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")(kernel)
         if _config.DISABLE_JIT:
             return kernel
-        _enable_cache(compiled)
+        cached(compiled, kernel)
         return cast("F", _launcher(compiled) if parallel else compiled)
 
     return decorate if function is None else decorate(function)
+
+
+def jit_enabled() -> bool:
+    """Whether kernels are compiled at all: under `NUMBA_DISABLE_JIT` they are plain Python, and none can be emitted."""
+    return not _config.DISABLE_JIT
 
 
 # --- cache ------------------------------------------------------------------------------------------------------
@@ -101,15 +106,15 @@ class _ForgivingCache(_FunctionCache):  # type: ignore[misc]
             self.disable()
 
 
-def _enable_cache(dispatcher: Any) -> None:
-    """Give `dispatcher` a cache in our folder; `numba.config.CACHE_DIR` is changed only meanwhile."""
+def cached(compiled: Any, function: Callable[..., Any]) -> None:
+    """Give a dispatcher or C function of Numba a cache in our folder; `numba.config.CACHE_DIR` is changed meanwhile."""
     folder = cache_folder()
     if folder is None:
         return
     before = _config.CACHE_DIR
     _config.CACHE_DIR = str(folder)
     try:
-        dispatcher._cache = _ForgivingCache(dispatcher.py_func)  # noqa: SLF001
+        compiled._cache = _ForgivingCache(function)  # noqa: SLF001
     except (RuntimeError, OSError):  # sources in a zip file, or the folder went away
         return
     finally:
@@ -245,6 +250,15 @@ def _turn() -> AbstractContextManager[Any]:
 # --- notices ----------------------------------------------------------------------------------------------------
 
 
+_callbacks: list[Callable[[str], None]] = []
+
+
+def compiling(function: Callable[..., Any]) -> None:
+    """Tell whoever asked by `on_compile` that one of our kernels is about to be compiled."""
+    for callback in _callbacks:
+        callback(f"{function.__module__.removeprefix('llmq_kernels.')}.{function.__name__}")
+
+
 class _CompileListener(_event.Listener):  # type: ignore[misc]
     """Tells a callback which of our kernels are being compiled, the functions they call left out."""
 
@@ -274,4 +288,10 @@ def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
     """
     listener = _CompileListener(callback)
     _event.register("numba:compile", listener)
-    return functools.partial(_event.unregister, "numba:compile", listener)
+    _callbacks.append(callback)
+
+    def end() -> None:
+        _event.unregister("numba:compile", listener)
+        _callbacks.remove(callback)
+
+    return end

@@ -1,4 +1,8 @@
-"""Multiplication with a packed weight: rows are unpacked tile by tile, on the fly, and never stored."""
+"""Multiplication with a packed weight, straight from its bytes: rows are unpacked on the fly, and never stored.
+
+Activations of 8 bits meet the codes in emitted microkernels (`llmq_kernels.decode`, `llmq_kernels.prefill`), which want
+groups of whole 32-bit lanes. Other groups, and exact activations, go through plain kernels.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,18 @@ import numba
 import numpy as np
 
 from llmq_kernels.activations import activation_group, activations_reference, quantize_activations
+from llmq_kernels.bundle import Bundle
 from llmq_kernels.doors import frozen, matrix_of, output_of
 from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
 from llmq_kernels.floats import scale_value
-from llmq_kernels.jit import call, jit
+from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
 from llmq_kernels.quantize import dequantize_columns, dequantize_reference, zero_of
 
 if TYPE_CHECKING:
     from llmq_kernels.layout import PackedMatrix
 
-__all__ = ["matmul", "matmul_reference"]
+__all__ = ["bundle_of", "matmul", "matmul_reference"]
 
 _PARALLEL: Final = 3 << 17
 """Products of activations and weights from which waking the threads pays: about 90 microseconds for one token."""
@@ -142,10 +147,19 @@ def matmul(
     TypeError, ValueError
         Arrays that do not fit each other, or an unknown `compute`.
     """
-    if compute not in ("int8", "float32"):
-        raise ValueError(f"compute must be int8 or float32, not {compute!r}")
     x = matrix_of("x", x, np.float32, matrix.columns)
     out = output_of(out, (x.shape[0], matrix.rows))
+    _multiply(x, matrix, compute, out)
+    return out
+
+
+def _multiply(x: np.ndarray, matrix: PackedMatrix, compute: str, out: np.ndarray) -> None:
+    if compute not in ("int8", "float32"):
+        raise ValueError(f"compute must be int8 or float32, not {compute!r}")
+    bundle = bundle_of(matrix) if compute == "int8" else None
+    if bundle is not None:
+        bundle.multiply(x, [out])
+        return
     parallel = x.size * matrix.rows >= _PARALLEL
     if compute == "float32":
         call(_matmul_float, x, matrix.views, matrix.form, out, parallel=parallel)
@@ -153,4 +167,12 @@ def matmul(
         codes, scale, sums = quantize_activations(x, activation_group(matrix.group_size))
         activations = frozen(codes), frozen(scale), frozen(sums)
         call(_matmul_int8, activations, matrix.views, matrix.form, out, parallel=parallel)
-    return out
+
+
+def bundle_of(matrix: PackedMatrix) -> Bundle | None:
+    """Return the microkernels' view of a weight, made once and kept with it; None if they do not serve it."""
+    kept = matrix.__dict__
+    if "_bundle" not in kept:
+        kept["_bundle"] = Bundle((matrix,)) if jit_enabled() and Bundle.serves(matrix) else None
+    bundle: Bundle | None = kept["_bundle"]
+    return bundle

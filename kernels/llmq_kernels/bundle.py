@@ -1,0 +1,224 @@
+"""`Bundle`: packed weights that multiply the same activations, in one go of all threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from llmq_kernels import places
+from llmq_kernels.activations import activation_group, encode_rows
+from llmq_kernels.decode import SIDE_BY_SIDE, decode_rows
+from llmq_kernels.jit import threads
+from llmq_kernels.layout import midpoint
+from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
+from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
+from llmq_kernels.simd import target
+from llmq_kernels.workers import launch, worker_address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmq_kernels.layout import PackedMatrix
+
+__all__ = ["Bundle"]
+
+_FEW: Final = 4
+"""Tokens up to which rows are read for each few of them, instead of being unpacked into a tile."""
+
+_MANY: Final = 256
+"""Tokens that are multiplied in one go."""
+
+_TURN: Final = 256 << 10
+"""Packed bytes that a thread takes at a time, about: a small part of a millisecond."""
+
+_PARALLEL: Final = 3 << 17
+"""Products of activations and weights from which waking the threads pays."""
+
+_ENCODE_PARALLEL: Final = 1 << 17
+"""Activations from which waking the threads pays."""
+
+_kept = threading.local()
+
+
+class Bundle:
+    """Packed weights of one form: the same width, groups, columns, kind of scales and of zero points.
+
+    Parameters
+    ----------
+    matrices : sequence of PackedMatrix
+        Not empty; their arrays are kept.
+
+    Raises
+    ------
+    ValueError
+        Weights of different forms.
+    """
+
+    def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
+        first = matrices[0]
+        forms = {(*m.form, m.columns, m.zero_point is None) for m in matrices}
+        if len(forms) > 1:
+            raise ValueError(f"the weights of a bundle must have one form, not {len(forms)}")
+        self.bits, self.group_size, self.kind = first.form
+        self.columns = first.columns
+        self.symmetric = first.zero_point is None
+        self.rows = tuple(m.rows for m in matrices)
+        self.group = activation_group(self.group_size)
+        chunks = -(-self.columns // chunk_codes(self.bits, target().width))
+        self.padded = chunks * chunk_codes(self.bits, target().width)
+        self.reach = chunks * chunk_bytes(self.bits, target().width) + 16
+        self._views = [m.views for m in matrices]
+        self.scale_bytes = 2 * int(first.scale.shape[1])
+        self.row_bytes = int(first.packed.shape[1])
+        self._zeros = np.full(8, max(1, int(midpoint(self.bits))), np.uint8)
+        self._jobs = np.concatenate([self._job(m) for m in matrices])
+        self._key = (self.bits, self.group_size, self.kind, self.columns, self.symmetric, self.rows)
+
+    @staticmethod
+    def serves(matrix: PackedMatrix) -> bool:
+        """Whether there are microkernels for a weight: its groups must fill whole 32-bit lanes of planes."""
+        return activation_group(matrix.group_size) % (32 if matrix.bits == 1 else 16) == 0
+
+    def _job(self, matrix: PackedMatrix) -> np.ndarray:
+        packed, scale, zero = matrix.views
+        job = np.zeros(places.JOB_SIZE, np.int64)
+        job[places.PACKED], job[places.SCALE] = packed.ctypes.data, scale.ctypes.data
+        job[places.ZERO] = self._zeros.ctypes.data if self.symmetric else zero.ctypes.data
+        job[places.ZERO_ROW] = 0 if self.symmetric else zero.shape[1]
+        job[places.ZERO_STEP] = 0 if self.symmetric else 1
+        job[places.ROWS] = matrix.rows
+        beyond = max(0, self.reach - packed.shape[1])
+        job[places.SAFE_ROWS] = matrix.rows - -(-beyond // packed.shape[1])
+        return job
+
+    def multiply(self, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
+        """Multiply activations, quantized to int8 on the fly, by all weights.
+
+        Parameters
+        ----------
+        x : float32 (tokens, columns)
+            C-contiguous.
+        outs : sequence of float32 (tokens, rows)
+            C-contiguous; written.
+        """
+        if x.shape[0] <= _MANY:
+            self._multiply(x, outs)
+            return
+        for start in range(0, x.shape[0], _MANY):
+            part = slice(start, start + _MANY)
+            self._multiply(x[part], [out[part] for out in outs])
+
+    def _multiply(self, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
+        tokens = x.shape[0]
+        if not tokens:
+            return
+        workers = threads() if x.size * sum(self.rows) >= _PARALLEL else 1
+        room = min(1 << (tokens - 1).bit_length(), _MANY)
+        known = _kept.__dict__.setdefault("plans", {})
+        plan = known.get((self._key, room, workers))
+        if plan is None:
+            if len(known) >= 64:
+                known.clear()
+            plan = known[self._key, room, workers] = _Plan(self, room, workers)
+        p = plan.parameters
+        p[places.TOKENS] = tokens
+        p[places.X] = x.ctypes.data
+        p[places.JOBS :] = self._jobs
+        for number, out in enumerate(outs):
+            p[places.JOBS + number * places.JOB_SIZE + places.OUT] = out.ctypes.data
+        plan.counter[0] = 0
+        launch(plan.encode, p, workers if x.size >= _ENCODE_PARALLEL else 1)
+        plan.counter[0] = 0
+        launch(plan.multiply, p, workers)
+
+
+class _Plan:
+    """Scratch, parameters and compiled workers for a form, a number of tokens and of threads; of one Python thread."""
+
+    def __init__(self, bundle: Bundle, tokens: int, workers: int) -> None:
+        few = tokens <= _FEW
+        share = bundle.group.bit_length() - 1
+        groups = bundle.columns // bundle.group
+        stride = 4 * -(-groups // 16) * 16
+        # Tokens that the microkernel adds to make up its number are read, and their results left.
+        at_a_time = 1 if few else tile_shape(target())[1]
+        padded_tokens = -(-tokens // at_a_time) * at_a_time
+        self.counter = np.zeros(1, np.int64)
+        self._codes = np.zeros((padded_tokens, bundle.padded), np.int8)
+        self._scales = np.zeros((2, padded_tokens, stride), np.uint8)
+        self._ones = np.ones(stride // 4, np.float32)
+        # For one bit, symmetric, the stored 1 means one half.
+        half = bundle.symmetric and bundle.bits == 1
+        self._zero_form = np.array([0.5 if half else 1.0, target().offset(bundle.bits)], np.float32)
+        parts = _few_parts(bundle, tokens, stride) if few else _many_parts(bundle, padded_tokens, stride)
+        size = sum(parts.values())
+        self._scratch = np.zeros((workers, -(-size // 64) * 64), np.uint8)
+        values = {
+            places.COUNTER: self.counter.ctypes.data,
+            places.COLUMNS: bundle.columns,
+            places.GROUP: bundle.group,
+            places.GROUPS: groups,
+            places.PADDED: bundle.padded,
+            places.X_CODES: self._codes.ctypes.data,
+            places.X_SCALES: self._scales[0].ctypes.data,
+            places.X_SUMS: self._scales[1].ctypes.data,
+            places.STRIDE: stride,
+            places.KIND: bundle.kind,
+            places.REPEAT: bundle.group_size // bundle.group,
+            places.ROW_BYTES: bundle.row_bytes,
+            places.SCALE_BYTES: bundle.scale_bytes,
+            places.ZERO_FORM: self._zero_form.ctypes.data,
+            places.SCRATCH: self._scratch.ctypes.data,
+            places.SCRATCH_BYTES: self._scratch.shape[1],
+            places.COPY_BYTES: bundle.reach,
+            places.CHUNK: _turn(bundle, tokens, workers) if few else 0,
+            places.ONES: self._ones.ctypes.data,
+            places.WEIGHTS: len(bundle.rows),
+        }
+        self.parameters = np.zeros(places.JOBS + len(bundle.rows) * places.JOB_SIZE, np.int64)
+        place = 0
+        for name, part in parts.items():
+            values[name] = place
+            place += part
+        for name, value in values.items():
+            if name >= 0:
+                self.parameters[name] = value
+        run = target().lanes if few else 1
+        self.encode = worker_address(encode_rows, planes_of(bundle.bits), run)
+        variant = (bundle.bits, share)
+        self.multiply = worker_address(decode_rows, *variant, tokens) if few else worker_address(prefill_rows, *variant)
+
+
+_BEGINNING: Final = -1
+"""The part of the scratch that needs no place of its own."""
+
+
+def _few_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
+    """Bytes of each part of a worker's scratch, for `decode_rows`."""
+    rows = SIDE_BY_SIDE[tokens]
+    return {
+        _BEGINNING: rows * tokens * (stride + 8),
+        places.SPARE: max(5 * stride // 4, bundle.padded),
+        places.COPIES: rows * bundle.reach,
+    }
+
+
+def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
+    """Bytes of each part of a worker's scratch, for `prefill_rows`."""
+    rows = tile_rows(target())
+    return {
+        _BEGINNING: (2 * rows + 1) * stride,
+        places.SPARE: max(5 * stride // 4, bundle.padded),
+        places.COPIES: rows * bundle.reach,
+        places.TILE: rows * BLOCK,
+        places.TOTALS: 4 * tokens * rows,
+    }
+
+
+def _turn(bundle: Bundle, tokens: int, workers: int) -> int:
+    """Rows that a worker of `decode_rows` takes at a time."""
+    rows = SIDE_BY_SIDE[tokens]
+    wanted = min(_TURN // bundle.row_bytes, sum(bundle.rows) // (4 * workers))
+    return max(1, wanted // rows) * rows

@@ -1,0 +1,215 @@
+"""Products of a few tokens with packed rows: each row is read once, from where it lies, at the speed of memory.
+
+A row is walked chunk by chunk (see `llmq_kernels.planes`). The integer sums of each group of activations become float
+with one product of scales, computed for the whole row beforehand (see `llmq_kernels.scales`). Several rows are walked
+side by side, far apart from each other: one stream of addresses does not keep the memory busy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite import ir
+from numba.core import types
+
+from llmq_kernels.jit import jit
+from llmq_kernels.memory import copy_bytes, floats, next_number
+from llmq_kernels.places import (
+    CHUNK,
+    COPIES,
+    COPY_BYTES,
+    COUNTER,
+    GROUPS,
+    JOB_SIZE,
+    JOBS,
+    KIND,
+    OUT,
+    PACKED,
+    PADDED,
+    REPEAT,
+    ROW_BYTES,
+    ROWS,
+    SAFE_ROWS,
+    SCALE,
+    SCALE_BYTES,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SPARE,
+    STRIDE,
+    TOKENS,
+    WEIGHTS,
+    X_CODES,
+    X_SCALES,
+    X_SUMS,
+    ZERO,
+    ZERO_FORM,
+    ZERO_ROW,
+    ZERO_STEP,
+)
+from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of, unpack_planes
+from llmq_kernels.scales import multiply_scales
+from llmq_kernels.simd import F32, I8, I64, Emitter, intrinsic, new_accumulator, target
+from llmq_kernels.workers import length
+
+__all__ = ["SIDE_BY_SIDE", "decode_rows"]
+
+SIDE_BY_SIDE: Final = (0, 4, 2, 2, 2)
+"""Rows that are walked side by side, by number of tokens."""
+
+
+@intrinsic
+def _dot_rows(
+    typingctx: Any, place: Any, x: Any, factors: Any, n_groups: Any, out: Any, bits: Any, share: Any, tokens: Any
+) -> Any:
+    """Multiply a few packed rows by a few tokens.
+
+    Parameters
+    ----------
+    place : (int64, int64)
+        Address of the first row, bytes from one to the next.
+    x : (int64, int64)
+        Address of the first token's activations, int8 in plane order, and bytes to the next.
+    factors : (int64, int64)
+        Address of the products of scales, float32 (rows, tokens, stride), and bytes of one stride.
+    n_groups : int64
+        Groups of activations in a row.
+    out : int64
+        Address of the results, float32 (rows, tokens).
+    bits, share, tokens : pointers
+        Their lengths are the width of a code, the binary logarithm of the group of activations, the tokens.
+    """
+    signature = types.void(place, x, factors, n_groups, out, bits, share, tokens)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        n_bits, n_share, n_tokens = (length(signature.args[i]) for i in (5, 6, 7))
+        emitter = Emitter(builder, target())
+        places = [[builder.extract_value(pair, i) for i in (0, 1)] for pair in args[:3]]
+        _emit_rows(emitter, (n_bits, 2**n_share, n_tokens), places, args[3], args[4])
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def _emit_rows(emitter: Emitter, variant: tuple[int, int, int], places: list[list[Any]], count: Any, out: Any) -> None:
+    bits, group, tokens = variant
+    rows, lanes = SIDE_BY_SIDE[tokens], emitter.target.lanes
+    codes, step = chunk_codes(bits, emitter.target.width), chunk_bytes(bits, emitter.target.width)
+    chunks, shared = max(1, group // codes), max(1, codes // group)
+    row_at = [emitter.add(places[0][0], emitter.mul(places[0][1], r)) for r in range(rows)]
+    x_at = [emitter.add(places[1][0], emitter.mul(places[1][1], t)) for t in range(tokens)]
+    factor_at = [emitter.add(places[2][0], emitter.mul(places[2][1], i)) for i in range(rows * tokens)]
+    zero = ir.Constant(ir.VectorType(F32, lanes), None)
+    accumulator = new_accumulator(emitter, bits)
+
+    def body(i: Any, sums: list[Any]) -> list[Any]:
+        done = emitter.builder.sdiv(i, emitter.number(shared)) if shared > 1 else emitter.mul(i, chunks)
+        pairs: list[list[tuple[Any, Any]]] = [[] for _ in range(rows * tokens)]
+        for chunk in range(chunks):
+            at = emitter.add(done, chunk)
+            x = [_planes_of_x(emitter, bits, emitter.add(base, emitter.mul(at, codes))) for base in x_at]
+            for r in range(rows):
+                planes = unpack_planes(emitter, bits, emitter.add(row_at[r], emitter.mul(at, step)))
+                for t in range(tokens):
+                    pairs[r * tokens + t] += zip(planes, x[t], strict=True)
+        new = []
+        for k, own in enumerate(pairs):
+            factor = _factor(emitter, emitter.add(factor_at[k], emitter.mul(i, 4)), shared)
+            new.append(emitter.fma(emitter.to_float(accumulator.sum_of(own)), factor, sums[k]))
+        return new
+
+    sums = emitter.loop(count, shared, [zero] * (rows * tokens), body)
+    for k, total in enumerate(sums):
+        emitter.store(emitter.sum_lanes(total), out, 4 * k)
+
+
+def _planes_of_x(emitter: Emitter, bits: int, address: Any) -> list[Any]:
+    width = emitter.target.width
+    return [emitter.load(address, ir.VectorType(I8, width), width * plane) for plane in range(planes_of(bits))]
+
+
+def _factor(emitter: Emitter, address: Any, shared: int) -> Any:
+    """One factor for all lanes, or several, each for its part of them."""
+    if shared == 1:
+        return emitter.splat(emitter.load(address, F32))
+    lanes = emitter.target.lanes
+    several = emitter.load(address, ir.VectorType(F32, shared))
+    return emitter.shuffle(several, None, [lane * shared // lanes for lane in range(lanes)])
+
+
+@intrinsic
+def _most(typingctx: Any, tokens: Any) -> Any:
+    """Return, as int64: rows that are walked side by side, and tokens."""
+    signature = types.UniTuple(types.int64, 2)(tokens)
+    values = SIDE_BY_SIDE[length(tokens)], length(tokens)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, value) for value in values])
+
+    return signature, emit
+
+
+@jit
+def _step(
+    p: Any, job: int, span: tuple[int, int, int], scratch: int, variant: tuple[Any, Any, Any], most: tuple[int, int]
+) -> None:
+    """Multiply the rows of `span`, (first, distance, how many count), and write their results.
+
+    A load may reach beyond a row's last byte, and the last rows of a weight have nothing behind them: they are copied.
+    """
+    first, distance, count = span
+    n_rows, tokens = most
+    start, step = p[job + PACKED] + first * p[ROW_BYTES], distance * p[ROW_BYTES]
+    if count < n_rows or first + (n_rows - 1) * distance >= p[job + SAFE_ROWS]:
+        copies = scratch + p[COPIES]
+        for r in range(count):
+            copy_bytes(copies + r * p[COPY_BYTES], start + r * step, p[ROW_BYTES])
+        start, step = copies, p[COPY_BYTES]
+    form = floats(p[ZERO_FORM])
+    results = floats(scratch + n_rows * tokens * p[STRIDE])
+    for r in range(count):
+        row = first + r * distance
+        scale = p[job + SCALE] + row * p[SCALE_BYTES], p[KIND], p[GROUPS], p[REPEAT]
+        zero = p[job + ZERO] + row * p[job + ZERO_ROW], p[job + ZERO_STEP]
+        for t in range(tokens):
+            own = p[X_SCALES] + t * p[STRIDE], p[X_SUMS] + t * p[STRIDE]
+            k = r * tokens + t
+            out = scratch + k * p[STRIDE]
+            results[k] = multiply_scales(scale, zero, (form[0], form[1]), own, scratch + p[SPARE], out)
+    sums = scratch + n_rows * tokens * (p[STRIDE] + 4)
+    x = p[X_CODES], p[PADDED]
+    _dot_rows((start, step), x, (scratch, p[STRIDE]), p[GROUPS], sums, variant[0], variant[1], variant[2])
+    for r in range(count):
+        for t in range(p[TOKENS]):
+            out = floats(p[job + OUT] + 4 * (t * p[job + ROWS] + first + r * distance))
+            out[0] = floats(sums)[r * tokens + t] - results[r * tokens + t]
+
+
+def decode_rows(p: Any, number: int, bits: Any, share: Any, tokens: Any) -> None:
+    """Multiply 1 to 4 tokens by chunks of rows, as long as there are any: cores of unequal speed share the work.
+
+    Parameters
+    ----------
+    p : pointer to int64
+        Read at the places named above.
+    number : int
+        Of this worker.
+    bits, share, tokens : pointers
+        See `_dot_rows`.
+    """
+    scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
+    most = _most(tokens)
+    taken = next_number(p[COUNTER])
+    for weight in range(p[WEIGHTS]):
+        job = JOBS + weight * JOB_SIZE
+        n_chunks = (p[job + ROWS] + p[CHUNK] - 1) // p[CHUNK]
+        while taken < n_chunks:
+            first = taken * p[CHUNK]
+            count = min(p[CHUNK], p[job + ROWS] - first)
+            distance = count // most[0]
+            rest = count - distance * most[0]
+            for step in range(distance + min(rest, 1)):
+                whole = step < distance
+                span = (first + step, distance, most[0]) if whole else (first + distance * most[0], 1, rest)
+                _step(p, job, span, scratch, (bits, share, tokens), most)
+            taken = next_number(p[COUNTER])
+        taken -= n_chunks

@@ -1,0 +1,97 @@
+"""Memory by address, for loops around emitted microkernels: copies, single values, and a counter that threads share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from llmq_kernels.simd import I8, I64, intrinsic
+
+__all__ = ["address", "clear_bytes", "copy_bytes", "expand", "floats", "next_number", "octets"]
+
+
+@intrinsic
+def address(typingctx: Any, array: Any) -> Any:
+    """Return where an array begins, as int64; Numba's own `array.ctypes.data` is unsigned and makes floats of sums."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, I64)
+
+    return types.int64(array), emit
+
+
+@intrinsic
+def clear_bytes(typingctx: Any, address: Any, count: Any) -> Any:
+    """Write `count` zeros from an int64 address on."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(args[0], ir.PointerType(I8)), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(address, count), emit
+
+
+@intrinsic
+def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy `count` bytes from one int64 address to another."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, source = (builder.inttoptr(a, ir.PointerType(I8)) for a in args[:2])
+        cgutils.raw_memcpy(builder, to, source, args[2], 1, align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, count), emit
+
+
+@intrinsic
+def octets(typingctx: Any, address: Any) -> Any:
+    """Make a pointer to uint8 of an int64 address."""
+    kind = types.CPointer(types.uint8)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(address), emit
+
+
+@intrinsic
+def floats(typingctx: Any, address: Any) -> Any:
+    """Make a pointer to float32 of an int64 address."""
+    kind = types.CPointer(types.float32)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(address), emit
+
+
+@intrinsic
+def expand(typingctx: Any, target: Any, source: Any, size: Any, count: Any, repeat: Any) -> Any:
+    """Copy `count` items of `size` bytes, each source item `repeat` times in a row; all arguments are int64."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, source, size, count, repeat = args
+        with cgutils.for_range(builder, count, intp=I64) as item:
+            start = builder.mul(builder.sdiv(item.index, repeat), size)
+            with cgutils.for_range(builder, size, intp=I64) as byte:
+                place = builder.add(builder.add(source, start), byte.index)
+                value = builder.load(builder.inttoptr(place, ir.PointerType(I8)), typ=I8)
+                place = builder.add(builder.add(target, builder.mul(item.index, size)), byte.index)
+                builder.store(value, builder.inttoptr(place, ir.PointerType(I8)))
+        return context.get_dummy_value()
+
+    return types.void(target, source, size, count, repeat), emit
+
+
+@intrinsic
+def next_number(typingctx: Any, address: Any) -> Any:
+    """Take the next number of an int64 counter at an address: no two threads get the same."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType(I64))
+        return builder.atomic_rmw("add", place, ir.Constant(I64, 1), "monotonic")
+
+    return types.int64(address), emit

@@ -1,0 +1,348 @@
+"""Products of many tokens with packed rows: a tile of rows is unpacked once, and meets all tokens.
+
+In the tile each 32-bit lane of a vector belongs to one row and holds four of its codes, so that sums of integers need
+not be added across lanes, and activations come as four codes for all lanes. The tile, a part of the columns at a time,
+stays in the first-level cache, and the sums of its rows, float32 (tokens, rows), in the second.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+
+from llmq_kernels.jit import jit
+from llmq_kernels.memory import copy_bytes, floats, next_number, octets
+from llmq_kernels.places import (
+    COPIES,
+    COPY_BYTES,
+    COUNTER,
+    GROUP,
+    GROUPS,
+    JOB_SIZE,
+    JOBS,
+    KIND,
+    ONES,
+    OUT,
+    PACKED,
+    PADDED,
+    REPEAT,
+    ROW_BYTES,
+    ROWS,
+    SAFE_ROWS,
+    SCALE,
+    SCALE_BYTES,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SPARE,
+    STRIDE,
+    TILE,
+    TOKENS,
+    TOTALS,
+    WEIGHTS,
+    X_CODES,
+    X_SCALES,
+    X_SUMS,
+    ZERO,
+    ZERO_FORM,
+    ZERO_ROW,
+    ZERO_STEP,
+)
+from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes
+from llmq_kernels.scales import multiply_scales
+from llmq_kernels.simd import F32, I8, I32, I64, Emitter, Target, intrinsic, new_accumulator, target
+from llmq_kernels.workers import length
+
+__all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape"]
+
+BLOCK: Final = 512
+"""Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
+
+_STEPS: Final = 4
+"""Steps of four codes that are emitted one after the other."""
+
+_SHAPES: Final = {"avx512vnni": (1, 12), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
+
+
+def tile_shape(goal: Target) -> tuple[int, int]:
+    """Return vectors of rows in a tile, and tokens that meet them at a time: as many sums as registers hold."""
+    return _SHAPES.get(goal.name, (2, 2))
+
+
+def tile_rows(goal: Target) -> int:
+    """Return the rows of a tile."""
+    return tile_shape(goal)[0] * goal.lanes
+
+
+# --- unpacking --------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -> Any:
+    """Unpack some chunks of all rows of a tile.
+
+    Parameters
+    ----------
+    rows : (int64, int64)
+        Address of the first row's first chunk, bytes from one row to the next.
+    chunks : int64
+    tile : int64
+        Address of the result, uint8 (codes / 4, vectors of rows, 4 * lanes).
+    bits : pointer
+        Its length is the width of a code.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, target())
+        n_bits, (vectors, _) = length(signature.args[3]), tile_shape(emitter.target)
+        start, step = (builder.extract_value(args[0], i) for i in (0, 1))
+        lanes, width, planes = emitter.target.lanes, emitter.target.width, planes_of(n_bits)
+        row_at = [emitter.add(start, emitter.mul(step, row)) for row in range(vectors * lanes)]
+
+        def body(chunk: Any, values: list[Any]) -> list[Any]:
+            at = emitter.mul(chunk, chunk_bytes(n_bits, width))
+            out = emitter.add(args[2], emitter.mul(chunk, lanes * planes * vectors * width))
+            for v in range(vectors):
+                own = row_at[v * lanes : (v + 1) * lanes]
+                words = [load_words(emitter, n_bits, emitter.add(row, at)) for row in own]
+                for d, word in enumerate(_transpose(emitter, words)):
+                    for f, plane in enumerate(split_planes(emitter, n_bits, word)):
+                        emitter.store(plane, out, ((d * planes + f) * vectors + v) * width)
+            return values
+
+        emitter.loop(args[1], 1, [], body)
+        return context.get_dummy_value()
+
+    return types.void(rows, chunks, tile, bits), emit
+
+
+def _transpose(emitter: Emitter, rows: list[Any]) -> list[Any]:
+    """Transpose a square of 32-bit words: blocks of 1, 2, 4... words change places."""
+    rows, count, size = list(rows), len(rows), 1
+    while size < count:
+        low = [i + count - size if i & size else i for i in range(count)]
+        high = [i + count if i & size else i + size for i in range(count)]
+        for i in range(count):
+            if not i & size:
+                a, b = rows[i], rows[i | size]
+                rows[i], rows[i | size] = emitter.shuffle(a, b, low), emitter.shuffle(a, b, high)
+        size *= 2
+    return rows
+
+
+# --- multiplying ------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _multiply_tile(
+    typingctx: Any, tile: Any, x: Any, scales: Any, totals: Any, counts: Any, bits: Any, share: Any
+) -> Any:
+    """Add the products of a tile and all tokens to their sums.
+
+    Parameters
+    ----------
+    tile : int64
+        Address of the unpacked codes.
+    x : (int64, int64, int64, int64, int64)
+        Addresses of the first token's codes, scales and sums of values, and bytes to the next token's codes and scales.
+    scales : (int64, int64)
+        Addresses of the scales, and of minus scales times zero points, float32 (groups, rows) both.
+    totals : int64
+        Address of the sums, float32 (tokens, rows).
+    counts : (int64, int64)
+        Groups of activations in the tile, and tokens, a multiple of those that meet at a time.
+    bits, share : pointers
+        Their lengths are the width of a code and the binary logarithm of the group of activations.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, target())
+        x = [builder.extract_value(args[1], i) for i in range(5)]
+        scales = [builder.extract_value(args[2], i) for i in range(2)]
+        groups, tokens = (builder.extract_value(args[4], i) for i in range(2))
+        kernel = _TileKernel(emitter, length(signature.args[5]), 2 ** length(signature.args[6]), args[0], scales)
+
+        def body(token: Any, values: list[Any]) -> list[Any]:
+            kernel.emit_tokens(token, x, args[3], groups)
+            return values
+
+        emitter.loop(tokens, tile_shape(emitter.target)[1], [], body)
+        return context.get_dummy_value()
+
+    return types.void(tile, x, scales, totals, counts, bits, share), emit
+
+
+class _TileKernel:
+    """Emits the products of a tile with a few tokens."""
+
+    def __init__(self, emitter: Emitter, bits: int, group: int, tile: Any, scales: list[Any]) -> None:
+        self.emitter = emitter
+        self.steps = group // 4
+        self.dot = new_accumulator(emitter, bits)
+        self.vectors, self.tokens = tile_shape(emitter.target)
+        self.tile = tile
+        self.scales = scales
+        self.places = [(t, v) for t in range(self.tokens) for v in range(self.vectors)]
+
+    def emit_tokens(self, token: Any, x: list[Any], totals: Any, groups: Any) -> None:
+        """Emit the loop over groups for the tokens from number `token` on."""
+        emitter, width = self.emitter, self.emitter.target.width
+        number = [emitter.add(token, t) for t in range(self.tokens)]
+        codes = [emitter.add(x[0], emitter.mul(n, x[3])) for n in number]
+        factors = [[emitter.add(base, emitter.mul(n, x[4])) for base in x[1:3]] for n in number]
+        sums = [emitter.add(totals, emitter.mul(n, self.vectors * width)) for n in number]
+
+        def body(group: Any, values: list[Any]) -> list[Any]:
+            found = self._dot(group, codes)
+            at = emitter.mul(group, self.vectors * width)
+            for (t, v), total in zip(self.places, found, strict=True):
+                own = [
+                    emitter.splat(emitter.load(emitter.add(base, emitter.mul(group, 4)), F32)) for base in factors[t]
+                ]
+                kind = ir.VectorType(F32, emitter.target.lanes)
+                scale, zero = (emitter.load(emitter.add(base, at), kind, v * width) for base in self.scales)
+                value = emitter.builder.fmul(emitter.to_float(total), own[0])
+                value = emitter.fma(value, scale, emitter.load(sums[t], kind, v * width))
+                emitter.store(emitter.fma(zero, own[1], value), sums[t], v * width)
+            return values
+
+        emitter.loop(groups, 1, [], body)
+
+    def _dot(self, group: Any, codes: list[Any]) -> list[Any]:
+        """Sums of the products of a group's codes, int32, for each token and vector of rows."""
+        emitter = self.emitter
+        first = emitter.mul(group, self.steps)
+        burst = min(self.dot.burst, self.steps)
+        if burst == self.steps:
+            return self._burst(first, codes, burst)
+        zero = ir.Constant(ir.VectorType(I32, emitter.target.lanes), None)
+
+        def body(step: Any, totals: list[Any]) -> list[Any]:
+            found = self._burst(emitter.add(first, step), codes, burst)
+            return [emitter.builder.add(total, value) for total, value in zip(totals, found, strict=True)]
+
+        return emitter.loop(emitter.opaque(self.steps), burst, [zero] * len(self.places), body)
+
+    def _burst(self, first: Any, codes: list[Any], steps: int) -> list[Any]:
+        emitter = self.emitter
+        unrolled = min(steps, _STEPS)
+
+        def body(step: Any, running: list[Any]) -> list[Any]:
+            return self._run(emitter.add(first, step), codes, unrolled, running)
+
+        running = [self.dot.zero()] * len(self.places)
+        if unrolled == steps:
+            running = self._run(first, codes, steps, running)
+        else:
+            running = emitter.loop(emitter.opaque(steps), unrolled, running, body)
+        return [self.dot.settle(value) for value in running]
+
+    def _run(self, first: Any, codes: list[Any], steps: int, running: list[Any]) -> list[Any]:
+        emitter, width = self.emitter, self.emitter.target.width
+        bytes_ = ir.VectorType(I8, width)
+        tile = emitter.add(self.tile, emitter.mul(first, self.vectors * width))
+        x_at = [emitter.add(base, emitter.mul(first, 4)) for base in codes]
+        for step in range(steps):
+            weights = [emitter.load(tile, bytes_, (step * self.vectors + v) * width) for v in range(self.vectors)]
+            four = [emitter.splat(emitter.load(at, I32, 4 * step)) for at in x_at]
+            running = [
+                self.dot.add(value, weights[v], emitter.builder.bitcast(four[t], bytes_))
+                for (t, v), value in zip(self.places, running, strict=True)
+            ]
+        return running
+
+
+# --- the worker -------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _constants(typingctx: Any, bits: Any) -> Any:
+    """Return, as int64: rows of a tile, tokens at a time, codes and bytes of a chunk."""
+    n_bits = length(bits)
+    width = target().width
+    values = (tile_rows(target()), tile_shape(target())[1], chunk_codes(n_bits, width), chunk_bytes(n_bits, width))
+    signature = types.UniTuple(types.int64, 4)(bits)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, value) for value in values])
+
+    return signature, emit
+
+
+@jit
+def _load_scales(p: Any, job: int, rows: tuple[int, int, int], scratch: int) -> tuple[int, int]:
+    """Widen the scales of `rows`, (first, how many, those of a tile); return where they and the zero points are."""
+    first, count, n_rows = rows
+    size = n_rows * p[STRIDE]
+    scales, zeros, line = floats(scratch), floats(scratch + size), floats(scratch + 2 * size)
+    form = floats(p[ZERO_FORM])
+    ones = p[ONES], p[ONES]
+    for r in range(n_rows):
+        row = first + min(r, count - 1)
+        scale = p[job + SCALE] + row * p[SCALE_BYTES], p[KIND], p[GROUPS], p[REPEAT]
+        zero = p[job + ZERO] + row * p[job + ZERO_ROW], p[job + ZERO_STEP]
+        multiply_scales(scale, zero, (form[0], form[1]), ones, scratch + p[SPARE], scratch + 2 * size)
+        stored = octets(zero[0])
+        for group in range(p[GROUPS]):
+            point = np.float32(stored[group // p[REPEAT] * zero[1]]) * form[0] - form[1]
+            scales[group * n_rows + r] = line[group]
+            zeros[group * n_rows + r] = -(line[group] * point)
+    return scratch, scratch + size
+
+
+@jit
+def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, bits: Any, share: Any) -> None:
+    """Multiply one tile of `rows`, (first, how many, those of a tile), by all tokens."""
+    first, count, n_rows = rows
+    _, at_a_time, codes, chunk = _constants(bits)
+    start, step = p[job + PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
+    if count < n_rows or first + n_rows > p[job + SAFE_ROWS]:
+        for r in range(count):
+            copy_bytes(scratch + p[COPIES] + r * p[COPY_BYTES], start + r * step, p[ROW_BYTES])
+        start, step = scratch + p[COPIES], p[COPY_BYTES]
+    scales, zeros = _load_scales(p, job, rows, scratch)
+    tokens = (p[TOKENS] + at_a_time - 1) // at_a_time * at_a_time
+    totals = floats(scratch + p[TOTALS])
+    for i in range(tokens * n_rows):
+        totals[i] = np.float32(0.0)
+    tile = scratch + p[TILE]
+    for column in range(0, p[PADDED], BLOCK):
+        chunks = min(BLOCK, p[PADDED] - column) // codes
+        group = column // p[GROUP]
+        groups = min(BLOCK // p[GROUP], p[GROUPS] - group)
+        _unpack_tile((start + column // codes * chunk, step), chunks, tile, bits)
+        x = p[X_CODES] + column, p[X_SCALES] + 4 * group, p[X_SUMS] + 4 * group, p[PADDED], p[STRIDE]
+        own = scales + 4 * n_rows * group, zeros + 4 * n_rows * group
+        _multiply_tile(tile, x, own, scratch + p[TOTALS], (groups, tokens), bits, share)
+    for token in range(p[TOKENS]):
+        out = floats(p[job + OUT] + 4 * (token * p[job + ROWS] + first))
+        for r in range(count):
+            out[r] = totals[token * n_rows + r]
+
+
+def prefill_rows(p: Any, number: int, bits: Any, share: Any) -> None:
+    """Multiply all tokens by tiles of rows, as long as there are any: a worker (see `llmq_kernels.workers`).
+
+    Parameters
+    ----------
+    p : pointer to int64
+        See `llmq_kernels.places`.
+    number : int
+        Of this worker.
+    bits, share : pointers
+        See `_multiply_tile`.
+    """
+    scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
+    n_rows = _constants(bits)[0]
+    taken = next_number(p[COUNTER])
+    for weight in range(p[WEIGHTS]):
+        job = JOBS + weight * JOB_SIZE
+        n_tiles = (p[job + ROWS] + n_rows - 1) // n_rows
+        while taken < n_tiles:
+            first = taken * n_rows
+            rows = first, min(n_rows, p[job + ROWS] - first), n_rows
+            _multiply_rows(p, job, rows, scratch, bits, share)
+            taken = next_number(p[COUNTER])
+        taken -= n_tiles
