@@ -1,0 +1,250 @@
+"""Tasks of `attention`: heads that share keys, a block of tokens and a stretch of the context.
+
+Nothing of size tokens x context exists: a task walks its stretch in tiles, and keeps a running maximum and sum for each
+of its rows (one head of one token). After "Online normalizer calculation for softmax" (Milakov, Gimelshein 2018) and
+"FlashAttention" (Dao et al. 2022), algorithm 1. Stretches are put together as in "Flash-Decoding" (Dao et al. 2023),
+in their order, and nothing depends on the number of threads.
+
+A row's line of scratch, float32 (2 * head_dim + tile + 2,)::
+
+    query | sum of values | scores, later weights | maximum | sum of weights
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmq_kernels.attention_rows import LANES, add_values, score
+from llmq_kernels.exponential import exp
+from llmq_kernels.floats import bits_of, float_of
+from llmq_kernels.jit import jit
+
+__all__ = ["Plan", "line_size", "run_task", "sum_up", "tasks_of"]
+
+
+class Plan(NamedTuple):
+    """How a call is divided into tasks; nothing of it depends on the number of threads.
+
+    Parameters
+    ----------
+    start, window : int
+        Position of the first token; how many positions a token sees.
+    block : int
+        Tokens of a task.
+    low, split, splits : int
+        Where the first stretch begins, a multiple of `split`; positions of a stretch; how many there are.
+    tile : int
+        Positions looked at in one go, a multiple of 8 that divides `split`.
+    """
+
+    start: int
+    window: int
+    block: int
+    low: int
+    split: int
+    splits: int
+    tile: int
+
+
+@jit
+def line_size(plan: Plan, head_dim: int) -> int:
+    """Elements of a row's line."""
+    return 2 * head_dim + plan.tile + 2
+
+
+@jit
+def _largest(scores: np.ndarray) -> np.float32:
+    """Largest of float32 (n,), by integers that order as the floats do: LLVM makes vector code of those only."""
+    largest = np.int32(-(2**31))
+    for i in range(scores.size):
+        bits = np.int32(bits_of(scores[i]))
+        largest = max(largest, np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)))
+    return float_of(np.uint32(largest ^ ((largest >> 31) & 0x7FFFFFFF)))
+
+
+@jit(fastmath={"reassoc", "contract", "nsz"})
+def _soften(scores: np.ndarray, largest: np.float32) -> np.float32:
+    """Replace float32 (n,) scores by their weights `exp(score - largest)` and return the sum."""
+    total = np.float32(0.0)
+    for i in range(scores.size):
+        weight = exp(scores[i] - largest)
+        scores[i] = weight
+        total += weight
+    return total
+
+
+@jit
+def _scale(scores: np.ndarray, scale: np.ndarray) -> None:
+    """Multiply float32 (n,) by the scales of 8-bit elements, if they have any."""
+    for i in range(scale.size):
+        scores[i] *= scale[i]
+
+
+@jit(fastmath={"contract"})
+def _weigh(line: np.ndarray, head_dim: int, first: int, last: int, count: int) -> None:
+    """Turn `count` scores of a row into weights, those outside first..last into zeros; bring the sums up to date."""
+    scores = line[2 * head_dim : 2 * head_dim + (count + LANES - 1) // LANES * LANES]
+    scores[:first] = np.float32(0.0)
+    scores[last:] = np.float32(0.0)
+    if first >= last:
+        return
+    state = line.size - 2
+    largest = _largest(scores[first:last])
+    if line[state] > largest:
+        largest = line[state]
+    shrink = exp(line[state] - largest)
+    line[state] = largest
+    line[state + 1] = line[state + 1] * shrink + _soften(scores[first:last], largest)
+    if shrink != np.float32(1.0):
+        for d in range(head_dim, 2 * head_dim):
+            line[d] *= shrink
+
+
+@jit
+def _meet(work: np.ndarray, pair: Any, scales: tuple[np.ndarray, np.ndarray], low: int, shape: Any) -> None:
+    """Let all rows of a task meet a tile.
+
+    Parameters
+    ----------
+    work : float32 (rows, 2 * head_dim + tile + 2)
+        Lines of the rows, token by token.
+    pair : ((n, head_dim), (n, head_dim))
+        Keys and values of the tile, as the cache holds them.
+    scales : (float32 (n,), float32 (n,)) or empty
+        Of elements in 8 bits.
+    low : int
+        Position of the tile's first key.
+    shape : (int, int, int)
+        Position of the first token, heads, window.
+    """
+    keys, values = pair
+    position, heads, window = shape
+    rows, head_dim, high = work.shape[0], keys.shape[1], low + keys.shape[0]
+    row = 0
+    while row < rows:
+        count = 4 if row + 4 <= rows else 2 if row + 2 <= rows else 1
+        start = max(low, position + row // heads + 1 - window)
+        stop = min(high, position + (row + count - 1) // heads + 1)
+        if start < stop:
+            lines, part = work[row : row + count], keys[start - low : stop - low]
+            if count == 4:
+                score(lines, part, (0, 0, 0, 0))
+            elif count == 2:
+                score(lines, part, (0, 0))
+            else:
+                score(lines, part, (0,))
+            for i in range(count):
+                line, seen = lines[i], position + (row + i) // heads + 1
+                _scale(line[2 * head_dim :], scales[0][start - low : stop - low])
+                first, last = max(start, seen - window) - start, max(start, min(stop, seen)) - start
+                _weigh(line, head_dim, first, last, stop - start)
+                _scale(line[2 * head_dim :], scales[1][start - low : stop - low])
+            part = values[start - low : stop - low]
+            if count == 4:
+                add_values(lines[:2], part, (0, 0))
+                add_values(lines[2:], part, (0, 0))
+            elif count == 2:
+                add_values(lines, part, (0, 0))
+            else:
+                add_values(lines, part, (0,))
+        row += count
+
+
+@jit
+def _walk(work: np.ndarray, cache: Any, stretch: tuple[int, int], shape: tuple[int, int, int], tile: int) -> None:
+    """Let the rows of a task meet positions stretch[0]..stretch[1] of a head's cache, tile by tile."""
+    keys, values, key_scale, value_scale = cache
+    for edge in range(stretch[0] // tile * tile, stretch[1], tile):
+        low, high = max(edge, stretch[0]), min(edge + tile, stretch[1])
+        _meet(work, (keys[low:high], values[low:high]), (key_scale[low:high], value_scale[low:high]), low, shape)
+
+
+@jit
+def tasks_of(queries: np.ndarray, cache: Any, plan: Plan) -> int:
+    """Number of tasks of a call: stretches, blocks of tokens, heads of keys."""
+    count: int = plan.splits * ((queries.shape[0] + plan.block - 1) // plan.block) * cache[0].shape[0]
+    return count
+
+
+@jit
+def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: np.ndarray, lines: np.ndarray) -> None:
+    """Run one task.
+
+    Parameters
+    ----------
+    number : int
+        Stretches of a block follow each other, then blocks of a head, then heads.
+    queries : float32 (tokens, heads, head_dim)
+    cache : KeyValues.views
+    plan : Plan
+    scratch : float32 (block * heads that share keys, line_size(...))
+    lines : float32 (splits, tokens, heads, head_dim + 2)
+        Receives sum of values, maximum and sum of weights; or the quotient, float32 (1, tokens, heads, head_dim), where
+        there is one stretch only.
+    """
+    tokens, heads, size = queries.shape
+    head_dim = cache[0].shape[2]
+    group = heads // cache[0].shape[0]
+    blocks = (tokens + plan.block - 1) // plan.block
+    part = number % plan.splits
+    turn = number // plan.splits % blocks
+    shared = number // plan.splits // blocks
+    # Later blocks see more: light and heavy ones alternate, since threads take equal runs of tasks.
+    token = plan.block * (turn // 2 if turn % 2 == 0 else blocks - 1 - turn // 2)
+    count = min(plan.block, tokens - token)
+    rows, state = count * group, 2 * head_dim + plan.tile
+    work = scratch[:rows]
+    scale = np.float32(1.0) / np.sqrt(np.float32(size))
+    work[:, : 2 * head_dim] = np.float32(0.0)
+    work[:, state] = np.float32(-np.inf)
+    work[:, state + 1] = np.float32(0.0)
+    for row in range(rows):
+        for d in range(size):
+            work[row, d] = queries[token + row // group, shared * group + row % group, d] * scale
+    position = plan.start + token
+    low = max(plan.low + part * plan.split, position - plan.window + 1, 0)
+    high = min(plan.low + (part + 1) * plan.split, position + count)
+    head = cache[0][shared], cache[1][shared], cache[2][shared], cache[3][shared]
+    _walk(work, head, (low, high), (position, group, plan.window), plan.tile)
+    for row in range(rows):
+        out = lines[part, token + row // group, shared * group + row % group]
+        share = np.float32(1.0) if plan.splits > 1 else np.float32(1.0) / work[row, state + 1]
+        for d in range(size):
+            out[d] = work[row, head_dim + d] * share
+        if plan.splits > 1:
+            out[size] = work[row, state]
+            out[size + 1] = work[row, state + 1]
+
+
+@jit
+def sum_up(lines: np.ndarray, out: np.ndarray) -> None:
+    """Put stretches together.
+
+    Parameters
+    ----------
+    lines : float32 (splits, tokens, heads, head_dim + 2)
+        Of `run_task`.
+    out : float32 (tokens, heads, head_dim)
+    """
+    tokens, heads, head_dim = out.shape
+    for token in range(tokens):
+        for head in range(heads):
+            target = out[token, head]
+            target[:] = np.float32(0.0)
+            largest, total = np.float32(-np.inf), np.float32(0.0)
+            for part in range(lines.shape[0]):
+                if lines[part, token, head, head_dim] > largest:
+                    largest = lines[part, token, head, head_dim]
+            for part in range(lines.shape[0]):
+                line = lines[part, token, head]
+                # A stretch that none of the row's positions lies in has weighed nothing.
+                if line[head_dim + 1] == np.float32(0.0):
+                    continue
+                share = exp(line[head_dim] - largest)
+                total += line[head_dim + 1] * share
+                for d in range(head_dim):
+                    target[d] += line[d] * share
+            for d in range(head_dim):
+                target[d] /= total
