@@ -10,7 +10,7 @@ import numpy as np
 
 from llmq_kernels.attention_tasks import Plan, line_size, run_task, sum_up, tasks_of
 from llmq_kernels.doors import frozen, output_of
-from llmq_kernels.jit import jit
+from llmq_kernels.jit import call, jit
 from llmq_kernels.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -62,24 +62,14 @@ def attention_reference(
     return mixed
 
 
-@jit
+@jit(parallel=True)
 def _attention(
     queries: np.ndarray, cache: Any, plan: Plan, work: np.ndarray, lines: np.ndarray, out: np.ndarray
 ) -> None:
-    """Run all tasks on one thread, and put their results together if need be."""
-    for task in range(tasks_of(queries, cache, plan)):
-        run_task(task, queries, cache, plan, work[0], lines)
-    if plan.splits > 1:
-        sum_up(lines, out)
-
-
-@jit(parallel=True)
-def _attention_parallel(
-    queries: np.ndarray, cache: Any, plan: Plan, work: np.ndarray, lines: np.ndarray, out: np.ndarray
-) -> None:
-    """Run all tasks on all threads, each thread with its row of `work`, and put their results together if need be."""
+    """Run all tasks, each thread with a row of `work`, and put their results together if need be."""
     for task in numba.prange(tasks_of(queries, cache, plan)):
-        run_task(task, queries, cache, plan, work[_thread()], lines)
+        # The number of a task is unsigned, and would have all of it compiled anew.
+        run_task(np.int64(task), queries, cache, plan, work[_thread()], lines)
     if plan.splits > 1:
         sum_up(lines, out)
 
@@ -133,7 +123,7 @@ def attention(
     lines = (
         scratch.room("attention lines", (plan.splits, tokens, heads, head_dim + 2)) if plan.splits > 1 else out[None]
     )
-    (_attention_parallel if parallel else _attention)(frozen(queries), cache.views, plan, work, lines, out)
+    call(_attention, frozen(queries), cache.views, plan, work, lines, out, parallel=parallel)
     return out
 
 

@@ -48,7 +48,6 @@ class Plan(NamedTuple):
     tile: int
 
 
-@jit
 def line_size(plan: Plan, head_dim: int) -> int:
     """Elements of a row's line."""
     return 2 * head_dim + plan.tile + 2
@@ -85,9 +84,11 @@ def _scale(scores: np.ndarray, scale: np.ndarray) -> None:
 @jit(fastmath={"contract"})
 def _weigh(line: np.ndarray, head_dim: int, first: int, last: int, count: int) -> None:
     """Turn `count` scores of a row into weights, those outside first..last into zeros; bring the sums up to date."""
-    scores = line[2 * head_dim : 2 * head_dim + (count + LANES - 1) // LANES * LANES]
-    scores[:first] = np.float32(0.0)
-    scores[last:] = np.float32(0.0)
+    scores = line[2 * head_dim :]
+    for i in range(first):
+        scores[i] = np.float32(0.0)
+    for i in range(last, (count + LANES - 1) // LANES * LANES):
+        scores[i] = np.float32(0.0)
     if first >= last:
         return
     state = line.size - 2
@@ -153,15 +154,6 @@ def _meet(work: np.ndarray, pair: Any, scales: tuple[np.ndarray, np.ndarray], lo
 
 
 @jit
-def _walk(work: np.ndarray, cache: Any, stretch: tuple[int, int], shape: tuple[int, int, int], tile: int) -> None:
-    """Let the rows of a task meet positions stretch[0]..stretch[1] of a head's cache, tile by tile."""
-    keys, values, key_scale, value_scale = cache
-    for edge in range(stretch[0] // tile * tile, stretch[1], tile):
-        low, high = max(edge, stretch[0]), min(edge + tile, stretch[1])
-        _meet(work, (keys[low:high], values[low:high]), (key_scale[low:high], value_scale[low:high]), low, shape)
-
-
-@jit
 def tasks_of(queries: np.ndarray, cache: Any, plan: Plan) -> int:
     """Number of tasks of a call: stretches, blocks of tokens, heads of keys."""
     count: int = plan.splits * ((queries.shape[0] + plan.block - 1) // plan.block) * cache[0].shape[0]
@@ -197,17 +189,21 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
     rows, state = count * group, 2 * head_dim + plan.tile
     work = scratch[:rows]
     scale = np.float32(1.0) / np.sqrt(np.float32(size))
-    work[:, : 2 * head_dim] = np.float32(0.0)
-    work[:, state] = np.float32(-np.inf)
-    work[:, state + 1] = np.float32(0.0)
     for row in range(rows):
+        line = work[row]
+        for d in range(2 * head_dim):
+            line[d] = np.float32(0.0)
         for d in range(size):
-            work[row, d] = queries[token + row // group, shared * group + row % group, d] * scale
+            line[d] = queries[token + row // group, shared * group + row % group, d] * scale
+        line[state], line[state + 1] = np.float32(-np.inf), np.float32(0.0)
     position = plan.start + token
     low = max(plan.low + part * plan.split, position - plan.window + 1, 0)
     high = min(plan.low + (part + 1) * plan.split, position + count)
-    head = cache[0][shared], cache[1][shared], cache[2][shared], cache[3][shared]
-    _walk(work, head, (low, high), (position, group, plan.window), plan.tile)
+    keys, values, key_scale, value_scale = cache[0][shared], cache[1][shared], cache[2][shared], cache[3][shared]
+    for edge in range(low // plan.tile * plan.tile, high, plan.tile):
+        a, b = max(edge, low), min(edge + plan.tile, high)
+        scales = key_scale[a:b], value_scale[a:b]
+        _meet(work, (keys[a:b], values[a:b]), scales, a, (position, group, plan.window))
     for row in range(rows):
         out = lines[part, token + row // group, shared * group + row % group]
         share = np.float32(1.0) if plan.splits > 1 else np.float32(1.0) / work[row, state + 1]
