@@ -69,7 +69,7 @@ def _attention(
     """Run all tasks, each thread with a row of `work`, and put their results together if need be."""
     for task in numba.prange(tasks_of(queries, cache, plan)):
         # The number of a task is unsigned, and would have all of it compiled anew.
-        run_task(np.int64(task), queries, cache, plan, work[_thread()], lines)
+        run_task(int(np.int64(task)), queries, cache, plan, work[_thread()], lines)
     if plan.splits > 1:
         sum_up(lines, out)
 

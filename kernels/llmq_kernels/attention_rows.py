@@ -1,11 +1,11 @@
-"""The two inner loops of attention in explicit vectors: scores of some rows, and their sums of values.
+"""The inner loops of attention in explicit vectors: scores of some rows, their weights, and sums of values.
 
-LLVM's own vectorizer reads caches of 8 and 16 bits at half the speed of memory or less. So the loops over positions
-and elements are emitted as vector code, once for each type of element, which is widened as it is loaded, and each
-number of rows, which share what is loaded. A vector has 8 floats: one register of AVX2, two of NEON.
+LLVM's own vectorizer reads caches of 8 bits at 0.6 of the speed of memory. So the loops over positions and elements are
+emitted as vector code, once for each type of element, which is widened as it is loaded, and each number of rows, which
+share what is loaded. A vector has 8 floats: one register of AVX2, two of NEON.
 
-Both work on lines of scratch (`attention_tasks`), and take 8 products at a time: 1, 2 or 4 rows with 8, 4 or 2
-positions. Beyond the last position, that one is read again.
+They work on lines of scratch (`attention_tasks`). The first and the last take 8 products at a time: 1, 2 or 4 rows with
+8, 4 or 2 positions. Beyond the last position, that one is read again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-__all__ = ["LANES", "add_values", "score"]
+from llmq_kernels import exponential
+
+__all__ = ["LANES", "add_values", "score", "weigh"]
 
 LANES: Final = 8
 """Floats of a vector: heads are padded to multiples of it."""
@@ -64,6 +66,24 @@ def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:  # noqa:
         Its length, 1 or 2, is the number of rows.
     """
     return types.void(lines, values, rows), _emit_add_values
+
+
+@_extending.intrinsic
+def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: Any) -> Any:  # noqa: ARG001
+    """Turn the scores of a row into weights, `exp(score - maximum)`, and bring its sums up to date.
+
+    Parameters
+    ----------
+    line : float32 (width,)
+        From `head_dim` the sum of values, from `2 * head_dim` the scores, in the end maximum and sum of weights.
+    head_dim : int
+        A multiple of 8.
+    first, last : int
+        Scores within `first <= i < last`, one at least, count; the others become zeros.
+    count : int
+        Scores, with room up to a multiple of 8.
+    """
+    return types.void(line, types.int64, types.int64, types.int64, types.int64), _emit_weigh
 
 
 class _Matrix:
@@ -183,7 +203,10 @@ def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any)
         starts = [values.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
         column = builder.add(builder.mul(values.columns, _I64(2)), first)
         columns = [builder.add(column, _I64(i)) for i in range(len(starts))]
-        weights = [[_spread(builder, lines.at(_I64(row), column)) for column in columns] for row in range(rows)]
+        weights = [
+            [_spread(builder, builder.load(lines.at(_I64(row), column)), _VECTOR) for column in columns]
+            for row in range(rows)
+        ]
         with _steps(builder, values.columns, LANES) as (column, _):
             behind = builder.mul(column, _I64(len(starts)))
             _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, LANES * len(starts))
@@ -198,7 +221,87 @@ def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any)
     return context.get_dummy_value()
 
 
-def _spread(builder: Any, pointer: Any) -> Any:
-    """A float in all lanes."""
-    single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), builder.load(pointer), _I32(0))
-    return _lanes(builder, single, single, [0] * LANES)
+def _spread(builder: Any, single: Any, kind: Any) -> Any:
+    """A number in all lanes of a vector of a kind."""
+    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), single, _I32(0))
+    return _lanes(builder, vector, vector, [0] * LANES)
+
+
+def _emit_weigh(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    head_dim, first, last, count = arguments[1:]
+    (width,) = cgutils.unpack_tuple(builder, array.shape, 1)
+
+    def at(index: Any) -> Any:
+        return builder.gep(array.data, [index])
+
+    def vector(index: Any) -> Any:
+        return builder.bitcast(at(index), _VECTOR.as_pointer())
+
+    def counts(index: Any) -> Any:
+        lanes = ir.VectorType(_I64, LANES)
+        number = builder.add(_spread(builder, index, lanes), ir.Constant(lanes, list(range(LANES))))
+        low, high = (_spread(builder, x, lanes) for x in (first, last))
+        return builder.and_(builder.icmp_signed(">=", number, low), builder.icmp_signed("<", number, high))
+
+    scores = builder.mul(head_dim, _I64(2))
+    nothing, zeros = (ir.Constant(_VECTOR, [x] * LANES) for x in (float("-inf"), 0.0))
+    best, total = cgutils.alloca_once_value(builder, nothing), cgutils.alloca_once_value(builder, zeros)
+    with _steps(builder, count, LANES) as (i, _):
+        found = builder.select(counts(i), builder.load(vector(builder.add(scores, i)), align=4), nothing)
+        builder.store(_larger(builder, found, builder.load(best)), best)
+    before = builder.load(at(builder.sub(width, _I64(2))))
+    largest = _larger(builder, _folded(builder, builder.load(best), _larger), _spread(builder, before, _VECTOR))
+    with _steps(builder, count, LANES) as (i, _):
+        place = vector(builder.add(scores, i))
+        weight = _exp(builder, builder.fsub(builder.load(place, align=4), largest))
+        weight = builder.select(counts(i), weight, zeros)
+        builder.store(weight, place, align=4)
+        builder.store(builder.fadd(weight, builder.load(total)), total)
+    shrink = _exp(builder, builder.fsub(_spread(builder, before, _VECTOR), largest))
+    builder.store(builder.extract_element(largest, _I32(0)), at(builder.sub(width, _I64(2))))
+    place = at(builder.sub(width, _I64(1)))
+    new = builder.extract_element(_folded(builder, builder.load(total), type(builder).fadd), _I32(0))
+    single = builder.extract_element(shrink, _I32(0))
+    builder.store(_multiply_add(builder, builder.load(place), single, new), place)
+    with (
+        builder.if_then(builder.fcmp_unordered("!=", single, ir.Constant(_FLOAT, 1.0))),
+        _steps(builder, head_dim, LANES) as (i, _),
+    ):
+        place = vector(builder.add(head_dim, i))
+        builder.store(builder.fmul(builder.load(place, align=4), shrink), place, align=4)
+    return context.get_dummy_value()
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    """Larger of two vectors, lane by lane; `b` where `a` is NaN."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _folded(builder: Any, vector: Any, combine: Any) -> Any:
+    """All lanes combined, in all lanes."""
+    for step in (4, 2, 1):
+        vector = combine(builder, vector, _lanes(builder, vector, vector, [i ^ step for i in range(LANES)]))
+    return vector
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """`exponential.exp` of eight numbers."""
+
+    def many(value: Any) -> Any:
+        return ir.Constant(_VECTOR, [float(value)] * LANES)
+
+    def many_bits(value: int) -> Any:
+        return ir.Constant(ir.VectorType(_I32, LANES), [value] * LANES)
+
+    x = builder.select(builder.fcmp_ordered("<", x, many(exponential.LOWEST)), many(exponential.LOWEST), x)
+    x = builder.select(builder.fcmp_ordered(">", x, many(exponential.HIGHEST)), many(exponential.HIGHEST), x)
+    shifted = _multiply_add(builder, x, many(exponential.LOG2_E), many(exponential.ROUND))
+    n = builder.fsub(shifted, many(exponential.ROUND))
+    rest = _multiply_add(builder, n, many(-exponential.LN2_HIGH), x)
+    rest = _multiply_add(builder, n, many(-exponential.LN2_LOW), rest)
+    series = many(exponential.SERIES[0])
+    for term in exponential.SERIES[1:]:
+        series = _multiply_add(builder, series, rest, many(term))
+    bits = builder.shl(builder.bitcast(shifted, ir.VectorType(_I32, LANES)), many_bits(23))
+    return builder.fmul(series, builder.bitcast(builder.add(bits, many_bits(0x3F800000)), _VECTOR))

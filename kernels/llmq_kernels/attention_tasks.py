@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmq_kernels.attention_rows import LANES, add_values, score
+from llmq_kernels.attention_rows import LANES, add_values, score, weigh
 from llmq_kernels.exponential import exp
-from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
 
 __all__ = ["Plan", "line_size", "run_task", "sum_up", "tasks_of"]
@@ -54,53 +53,10 @@ def line_size(plan: Plan, head_dim: int) -> int:
 
 
 @jit
-def _largest(scores: np.ndarray) -> np.float32:
-    """Largest of float32 (n,), by integers that order as the floats do: LLVM makes vector code of those only."""
-    largest = np.int32(-(2**31))
-    for i in range(scores.size):
-        bits = np.int32(bits_of(scores[i]))
-        largest = max(largest, np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)))
-    return float_of(np.uint32(largest ^ ((largest >> 31) & 0x7FFFFFFF)))
-
-
-@jit(fastmath={"reassoc", "contract", "nsz"})
-def _soften(scores: np.ndarray, largest: np.float32) -> np.float32:
-    """Replace float32 (n,) scores by their weights `exp(score - largest)` and return the sum."""
-    total = np.float32(0.0)
-    for i in range(scores.size):
-        weight = exp(scores[i] - largest)
-        scores[i] = weight
-        total += weight
-    return total
-
-
-@jit
 def _scale(scores: np.ndarray, scale: np.ndarray) -> None:
     """Multiply float32 (n,) by the scales of 8-bit elements, if they have any."""
     for i in range(scale.size):
         scores[i] *= scale[i]
-
-
-@jit(fastmath={"contract"})
-def _weigh(line: np.ndarray, head_dim: int, first: int, last: int, count: int) -> None:
-    """Turn `count` scores of a row into weights, those outside first..last into zeros; bring the sums up to date."""
-    scores = line[2 * head_dim :]
-    for i in range(first):
-        scores[i] = np.float32(0.0)
-    for i in range(last, (count + LANES - 1) // LANES * LANES):
-        scores[i] = np.float32(0.0)
-    if first >= last:
-        return
-    state = line.size - 2
-    largest = _largest(scores[first:last])
-    if line[state] > largest:
-        largest = line[state]
-    shrink = exp(line[state] - largest)
-    line[state] = largest
-    line[state + 1] = line[state + 1] * shrink + _soften(scores[first:last], largest)
-    if shrink != np.float32(1.0):
-        for d in range(head_dim, 2 * head_dim):
-            line[d] *= shrink
 
 
 @jit
@@ -125,29 +81,29 @@ def _meet(work: np.ndarray, pair: Any, scales: tuple[np.ndarray, np.ndarray], lo
     rows, head_dim, high = work.shape[0], keys.shape[1], low + keys.shape[0]
     row = 0
     while row < rows:
-        count = 4 if row + 4 <= rows else 2 if row + 2 <= rows else 1
+        count = 4 if row + 4 <= rows else 1
         start = max(low, position + row // heads + 1 - window)
         stop = min(high, position + (row + count - 1) // heads + 1)
         if start < stop:
             lines, part = work[row : row + count], keys[start - low : stop - low]
             if count == 4:
                 score(lines, part, (0, 0, 0, 0))
-            elif count == 2:
-                score(lines, part, (0, 0))
             else:
                 score(lines, part, (0,))
             for i in range(count):
                 line, seen = lines[i], position + (row + i) // heads + 1
+                first, last = max(start, seen - window) - start, min(stop, seen) - start
                 _scale(line[2 * head_dim :], scales[0][start - low : stop - low])
-                first, last = max(start, seen - window) - start, max(start, min(stop, seen)) - start
-                _weigh(line, head_dim, first, last, stop - start)
+                if first < last:
+                    weigh(line, head_dim, first, last, stop - start)
+                else:
+                    for at in range((stop - start + LANES - 1) // LANES * LANES):
+                        line[2 * head_dim + at] = np.float32(0.0)
                 _scale(line[2 * head_dim :], scales[1][start - low : stop - low])
             part = values[start - low : stop - low]
             if count == 4:
-                add_values(lines[:2], part, (0, 0))
-                add_values(lines[2:], part, (0, 0))
-            elif count == 2:
-                add_values(lines, part, (0, 0))
+                for pair in range(0, 4, 2):
+                    add_values(lines[pair : pair + 2], part, (0, 0))
             else:
                 add_values(lines, part, (0,))
         row += count
