@@ -26,6 +26,10 @@ def matrix_of(name: str, array: Any, dtype: type, columns: int | None = None) ->
     ValueError
         Not two-dimensional, or not of `columns` columns.
     """
+    if type(array) is np.ndarray and array.dtype == dtype and array.ndim == 2:
+        flags = array.flags
+        if flags.c_contiguous and flags.aligned and (columns is None or array.shape[1] == columns):
+            return frozen(array)  # what nearly every call comes to
     array = np.asarray(array)
     if not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise TypeError(f"{name} must be {np.dtype(dtype)}, not {array.dtype}")

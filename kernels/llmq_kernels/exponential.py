@@ -11,14 +11,16 @@ from llmq_kernels.jit import jit
 
 __all__ = ["exp"]
 
-_LOG2_E: Final = np.float32(1.4426950408889634)
+LOG2_E: Final = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first with few bits, so that n * ln 2 is exact enough.
-_LN2_HIGH: Final = np.float32(0.693359375)
-_LN2_LOW: Final = np.float32(-2.12194440e-4)
+LN2_HIGH: Final = np.float32(0.693359375)
+LN2_LOW: Final = np.float32(-2.12194440e-4)
 # Adding it leaves the nearest integer in the low bits of the sum.
-_ROUND: Final = np.float32(12582912.0)
-_LOWEST: Final = np.float32(-87.0)
-_HIGHEST: Final = np.float32(88.0)
+ROUND: Final = np.float32(12582912.0)
+LOWEST: Final = np.float32(-87.0)
+HIGHEST: Final = np.float32(88.0)
+# Taylor's series; the next term is below 1e-8.
+SERIES: Final = tuple(np.float32(1.0 / x) for x in (5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0))
 
 
 @jit(fastmath={"contract"})
@@ -28,19 +30,13 @@ def exp(x: np.float32) -> np.float32:
     `x` is held between -87 and 88, so nothing underflows or overflows: the results at the ends are 1.6e-38 and
     1.7e38. NaN stays NaN.
     """
-    x = _LOWEST if x < _LOWEST else x
-    x = _HIGHEST if x > _HIGHEST else x
-    shifted = np.float32(x * _LOG2_E + _ROUND)
-    n = np.float32(shifted - _ROUND)
-    rest = np.float32(np.float32(x - n * _LN2_HIGH) - n * _LN2_LOW)  # |rest| <= ln(2) / 2
-    # Taylor's series; the next term is below 1e-8.
-    series = np.float32(1.0 / 5040.0)
-    series = np.float32(series * rest + np.float32(1.0 / 720.0))
-    series = np.float32(series * rest + np.float32(1.0 / 120.0))
-    series = np.float32(series * rest + np.float32(1.0 / 24.0))
-    series = np.float32(series * rest + np.float32(1.0 / 6.0))
-    series = np.float32(series * rest + np.float32(0.5))
-    series = np.float32(series * rest + np.float32(1.0))
-    series = np.float32(series * rest + np.float32(1.0))
+    x = LOWEST if x < LOWEST else x
+    x = HIGHEST if x > HIGHEST else x
+    shifted = np.float32(x * LOG2_E + ROUND)
+    n = np.float32(shifted - ROUND)
+    rest = np.float32(np.float32(x - n * LN2_HIGH) - n * LN2_LOW)  # |rest| <= ln(2) / 2
+    series = SERIES[0]
+    for term in SERIES[1:]:
+        series = np.float32(series * rest + term)
     power = float_of(np.uint32(np.uint32(bits_of(shifted) << 23) + np.uint32(0x3F800000)))
     return np.float32(series * power)

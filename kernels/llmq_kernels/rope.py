@@ -7,7 +7,7 @@ import numpy as np
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.jit import jit
 
-__all__ = ["rope", "rope_reference"]
+__all__ = ["rope", "rope_reference", "rope_row"]
 
 
 def rope_reference(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
@@ -26,17 +26,23 @@ def rope_reference(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.nd
     return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=2)
 
 
+@jit(fastmath={"contract"})
+def rope_row(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> None:
+    """Rotate float32 (head_dim,) in place by float32 (head_dim / 2,)."""
+    half = cosine.size
+    first, second = x[:half], x[half:]
+    for i in range(half):
+        a, b = first[i], second[i]
+        first[i] = a * cosine[i] - b * sine[i]
+        second[i] = b * cosine[i] + a * sine[i]
+
+
 @jit
 def _rope(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> None:
     """Rotate float32 (tokens, heads, head_dim) in place by float32 (tokens, head_dim / 2)."""
-    half = cosine.shape[1]
     for token in range(x.shape[0]):
         for head in range(x.shape[1]):
-            for i in range(half):
-                first = x[token, head, i]
-                second = x[token, head, half + i]
-                x[token, head, i] = first * cosine[token, i] - second * sine[token, i]
-                x[token, head, half + i] = second * cosine[token, i] + first * sine[token, i]
+            rope_row(x[token, head], cosine[token], sine[token])
 
 
 def rope(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import compute_option, json_option, model_argument, sampling_options, threads_option
+from llmq.cli.options import (
+    compute_option,
+    json_option,
+    kv_bits_option,
+    model_argument,
+    sampling_options,
+    threads_option,
+)
 from llmq.cli.output import print_json, print_piece, stdin
 from llmq.cli.progress import activity
 from llmq.cli.settings import say
@@ -28,6 +35,7 @@ __all__ = ["command"]
 @click.option("-m", "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, metavar="N")
 @sampling_options(temp=0.7)
 @compute_option("int8")
+@kv_bits_option
 @threads_option
 @json_option
 def command(model: str, system: str | None, max_tokens: int, compute: str, threads: int | None, **options: Any) -> None:
@@ -41,7 +49,9 @@ def command(model: str, system: str | None, max_tokens: int, compute: str, threa
         prepare_kernels(threads)
         from llmq.runtime import load
 
-        talk = load(model, compute=compute).chat(system)  # type: ignore[arg-type]  # click checked the choice
+        kv_bits = options.pop("kv_bits")
+        loaded = load(model, compute=compute, kv_bits=kv_bits)  # type: ignore[arg-type]  # click checked the choice
+        talk = loaded.chat(system)
     turns = []
     for line in _lines():
         answer = _answer(talk, line, show=not as_json, max_tokens=max_tokens, **options)

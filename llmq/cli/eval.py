@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import compute_option, json_option, model_argument, threads_option
+from llmq.cli.options import compute_option, json_option, kv_bits_option, model_argument, threads_option
 from llmq.cli.output import print_json
 from llmq.cli.progress import activity, show_progress
 from llmq.errors import InputError, UsageError
@@ -31,6 +31,7 @@ __all__ = ["command"]
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, metavar="N", help="Window size.")
 @click.option("--max-tokens", type=click.IntRange(min=2), metavar="N", help="Use the first N tokens of the text only.")
 @compute_option("float32")
+@kv_bits_option
 @threads_option
 @json_option
 def command(
@@ -48,7 +49,7 @@ def command(
         from llmq.evaluate.perplexity import evaluate, tokenize
         from llmq.runtime import load
 
-        loaded = load(model, compute=compute)  # type: ignore[arg-type]  # click checked the choice
+        loaded = load(model, compute=compute, kv_bits=options["kv_bits"])  # type: ignore[arg-type]  # click checked the choice
         tokens = tokenize(loaded.tokenizer, content)
         against = _load_base(base, content, tokens) if base else None
     began = time.perf_counter()

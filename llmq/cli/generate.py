@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import compute_option, json_option, model_argument, sampling_options, threads_option
+from llmq.cli.options import (
+    compute_option,
+    json_option,
+    kv_bits_option,
+    model_argument,
+    sampling_options,
+    threads_option,
+)
 from llmq.cli.output import print_json, print_piece, stdin
 from llmq.cli.progress import activity
 from llmq.cli.settings import say, settings
@@ -29,6 +36,7 @@ __all__ = ["command"]
 @sampling_options(temp=0.0)
 @click.option("--max-memory", type=SIZE, metavar="SIZE", help="Refuse if weights, cache and process need more.")
 @compute_option("int8")
+@kv_bits_option
 @threads_option
 @json_option
 def command(
@@ -46,7 +54,8 @@ def command(
         from llmq.system.memory import PeakMemory
 
         with PeakMemory() as memory:
-            loaded = load(model, compute=compute)  # type: ignore[arg-type]  # click checked the choice
+            kv_bits = options.pop("kv_bits")
+            loaded = load(model, compute=compute, kv_bits=kv_bits)  # type: ignore[arg-type]  # click checked the choice
             stream = loaded.stream(text, max_tokens=max_tokens, **options)
             if max_memory is not None:
                 _check_memory(loaded, stream.generation.prompt_tokens + max_tokens, max_memory)
@@ -80,13 +89,14 @@ def _write(stream: TextStream, ready: Any, *, show: bool) -> str:
 def _check_memory(model: Model, tokens: int, limit: int) -> None:
     """Raise ResourceError if everything resident at the end would be more than `limit` bytes."""
     from llmq.checkpoint.source import open_source
+    from llmq.runtime.cache import kv_bytes
     from llmq.system.memory import current_memory
 
     with open_source(model.folder) as source:
         weights = sum(info.nbytes for info in source.tensors.values())
-    config, process = model.config, current_memory().anon
+    process = current_memory().anon
     tokens = min(tokens, model.context or tokens)
-    cache = 2 * 4 * config.n_layers * config.n_kv_heads * config.head_dim * tokens
+    cache = kv_bytes(model.config, tokens, model.kv_bits)
     needed = weights + cache + process
     if needed > limit:
         parts = (

@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["compute_option", "json_option", "model_argument", "sampling_options", "threads_option"]
+__all__ = ["compute_option", "json_option", "kv_bits_option", "model_argument", "sampling_options", "threads_option"]
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -31,6 +31,20 @@ def compute_option(default: str) -> Callable[[_Command], _Command]:
     """`--compute` with its default."""
     choices = click.Choice(["int8", "float32"])
     return click.option("--compute", type=choices, default=default, show_default=True, help=_COMPUTE_HELP)
+
+
+def kv_bits_option(command: _Command) -> _Command:
+    """`--kv-bits`, a number or None by default; for `load`."""
+
+    def number(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:  # noqa: ARG001
+        return None if value is None else int(value)
+
+    return click.option(
+        "--kv-bits",
+        type=click.Choice(["16", "8"]),
+        callback=number,
+        help="Bits of an element of the key-value cache.  [default: 16; 32 with --compute float32]",
+    )(command)
 
 
 def model_argument(command: _Command) -> _Command:

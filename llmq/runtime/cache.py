@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from llmq.errors import ResourceError
+from llmq.errors import ResourceError, UsageError
+from llmq_kernels.keyvalues import KeyValues
+from llmq_kernels.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llmq.architectures import DecoderConfig
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "kv_bytes"]
+
+
+def kv_bytes(config: DecoderConfig, tokens: int, bits: int) -> int:
+    """Bytes of the keys and values of `tokens` tokens."""
+    scale = 4 if bits == 8 else 0
+    return 2 * config.n_layers * config.n_kv_heads * tokens * (config.head_dim * bits // 8 + scale)
 
 
 class KVCache:
-    """Keys and values of every layer, float32 (n_kv_heads, capacity, head_dim) each; grows as needed.
+    """Keys and values of every layer; grows as needed.
 
     Memory is taken from the system where it is first written, so spare capacity costs nothing.
 
@@ -26,20 +32,41 @@ class KVCache:
     config : DecoderConfig
     capacity : int
         Tokens to make room for at first.
+    bits : {32, 16, 8}
+        Of an element: float32, bfloat16, or 8-bit integers with a scale for each token and head.
 
     Raises
     ------
+    UsageError
+        Other bits.
     ResourceError
         Not enough memory.
+
+    Attributes
+    ----------
+    layers : list of KeyValues
+    tokens : list of int
+        Ids of the tokens whose keys and values it holds.
+    scratch : Scratch
+        Arrays that a decoder works in, kept from one token to the next.
     """
 
-    def __init__(self, config: DecoderConfig, capacity: int) -> None:
-        self._shape = (config.n_kv_heads, config.head_dim)
-        self.capacity = max(1, capacity)
+    def __init__(self, config: DecoderConfig, capacity: int, bits: int = 32) -> None:
+        if bits not in (32, 16, 8):
+            raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=bits)
+        self.bits = bits
         self.tokens: list[int] = []
-        """Ids of the tokens whose keys and values it holds."""
-        self._keys = [self._allocate(self.capacity) for _ in range(config.n_layers)]
-        self._values = [self._allocate(self.capacity) for _ in range(config.n_layers)]
+        self.scratch = Scratch()
+        room = config.n_kv_heads, max(1, capacity), config.head_dim
+        try:
+            self.layers = [KeyValues.empty(room, bits) for _ in range(config.n_layers)]
+        except (MemoryError, ValueError):  # ValueError: larger than the address space
+            raise _no_memory(capacity) from None
+
+    @property
+    def capacity(self) -> int:
+        """Tokens there is room for."""
+        return min(layer.capacity for layer in self.layers)
 
     @property
     def length(self) -> int:
@@ -49,32 +76,24 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of address space it takes."""
-        return sum(array.nbytes for array in (*self._keys, *self._values))
+        return sum(layer.nbytes for layer in self.layers)
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` tokens in all, at least doubling the capacity where it does not suffice."""
+        """Make room for `length` tokens in all, at least doubling the capacity where it does not suffice.
+
+        Raises
+        ------
+        ResourceError
+            Not enough memory.
+        """
         if length <= self.capacity:
             return
         capacity = max(length, 2 * self.capacity)
-        for arrays in (self._keys, self._values):
-            for layer, old in enumerate(arrays):
-                new = self._allocate(capacity)
-                new[:, : self.length] = old[:, : self.length]
-                arrays[layer] = new
-        self.capacity = capacity
-
-    def store(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Write a layer's keys and values, float32 (tokens, n_kv_heads, head_dim), behind those of `tokens`.
-
-        Returns
-        -------
-        (keys, values) : float32 (n_kv_heads, capacity, head_dim)
-            The layer's whole cache.
-        """
-        stop = self.length + keys.shape[0]
-        self._keys[layer][:, self.length : stop] = keys.transpose(1, 0, 2)
-        self._values[layer][:, self.length : stop] = values.transpose(1, 0, 2)
-        return self._keys[layer], self._values[layer]
+        try:
+            for number, layer in enumerate(self.layers):
+                self.layers[number] = layer.grown(capacity, self.length)
+        except (MemoryError, ValueError):
+            raise _no_memory(capacity) from None
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Count tokens as seen, once every layer has stored them."""
@@ -86,11 +105,6 @@ class KVCache:
             raise ValueError(f"length must be 0 to {self.length}, not {length}")
         del self.tokens[length:]
 
-    def _allocate(self, capacity: int) -> np.ndarray:
-        heads, head_dim = self._shape
-        try:
-            return np.empty((heads, capacity, head_dim), np.float32)
-        except (MemoryError, ValueError):  # ValueError: larger than the address space
-            raise ResourceError(
-                f"not enough memory for a cache of {capacity} tokens", hint="ask for fewer tokens"
-            ) from None
+
+def _no_memory(capacity: int) -> ResourceError:
+    return ResourceError(f"not enough memory for a cache of {capacity} tokens", hint="ask for fewer tokens")

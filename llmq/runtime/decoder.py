@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from llmq.runtime.rotary import rotation
+from llmq.runtime.rotary import RotaryTable
 from llmq_kernels.attention import attention
-from llmq_kernels.norm import rms_norm
-from llmq_kernels.rope import rope
+from llmq_kernels.heads import HeadNorms, store_heads
+from llmq_kernels.norm import add_norm, rms_norm
 from llmq_kernels.swiglu import swiglu
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llmq.architectures import DecoderConfig
     from llmq.runtime.cache import KVCache
     from llmq.runtime.linear import Linear
@@ -80,6 +80,14 @@ class Decoder:
     blocks: tuple[Block, ...]
     norm: np.ndarray
     head: Linear
+    _rotary: RotaryTable = field(init=False, repr=False)
+    _head_norms: tuple[HeadNorms, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        eps = self.config.rms_norm_eps
+        norms = tuple(HeadNorms(b.attention.q_norm, b.attention.k_norm, eps) for b in self.blocks)
+        object.__setattr__(self, "_head_norms", norms)
+        object.__setattr__(self, "_rotary", RotaryTable(self.config.rope, self.config.head_dim))
 
     def hidden(self, tokens: np.ndarray, cache: KVCache, length: int) -> np.ndarray:
         """Run new tokens through all blocks and add them to the cache.
@@ -98,15 +106,22 @@ class Decoder:
         float32 (n, hidden_size)
             Before the last norm.
         """
-        cache.reserve(cache.length + tokens.size)
-        positions = np.arange(cache.length, cache.length + tokens.size)
-        turn = rotation(self.config.rope, self.config.head_dim, positions, length)
+        count, eps = tokens.size, self.config.rms_norm_eps
+        cache.reserve(cache.length + count)
+        turn = self._rotary.rows(cache.length, count, length)
         x = self.embedding.rows(tokens)
+        room = cache.scratch.room("normed", x.shape)
+        delta = None
         for layer, block in enumerate(self.blocks):
-            normed = rms_norm(x, block.attention_norm, self.config.rms_norm_eps)
-            x += self._attend(normed, turn, layer, cache)
-            normed = rms_norm(x, block.mlp_norm, self.config.rms_norm_eps)
-            x += block.mlp.down(swiglu(block.mlp.gate(normed), block.mlp.up(normed)))
+            if delta is None:
+                normed = rms_norm(x, block.attention_norm, eps, out=room)
+            else:
+                normed = add_norm(x, delta, block.attention_norm, eps, out=room)
+            delta = self._attend(normed, turn, layer, cache)
+            normed = add_norm(x, delta, block.mlp_norm, eps, out=room)
+            delta = self._gate(normed, block.mlp, cache)
+        if delta is not None:
+            x += delta
         cache.extend(tokens.tolist())
         return x
 
@@ -115,19 +130,24 @@ class Decoder:
         return self.head(rms_norm(x, self.norm, self.config.rms_norm_eps), out=out)
 
     def _attend(self, x: np.ndarray, turn: tuple[np.ndarray, np.ndarray], layer: int, cache: KVCache) -> np.ndarray:
-        weights = self.blocks[layer].attention
-        queries = self._heads(weights.q(x), weights.q_norm)
-        keys = self._heads(weights.k(x), weights.k_norm)
-        values = self._heads(weights.v(x), None)
-        rope(queries, *turn)
-        rope(keys, *turn)
-        all_keys, all_values = cache.store(layer, keys, values)
-        mixed = attention(queries, all_keys, all_values, start=cache.length, window=weights.window)
-        return weights.o(mixed.reshape(x.shape[0], -1))
+        weights, kept, room = self.blocks[layer].attention, cache.layers[layer], cache.scratch.room
+        count, head_dim = x.shape[0], self.config.head_dim
+        queries, keys, values = (
+            linear(x, out=room(name, (count, linear.shape[0]))).reshape(count, -1, head_dim)
+            for name, linear in (("queries", weights.q), ("keys", weights.k), ("values", weights.v))
+        )
+        store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
+        mixed = attention(
+            queries,
+            kept,
+            start=cache.length,
+            window=weights.window,
+            out=room("mixed", queries.shape),
+            scratch=cache.scratch,
+        )
+        return weights.o(mixed.reshape(count, -1), out=room("delta", x.shape))
 
-    def _heads(self, x: np.ndarray, norm: np.ndarray | None) -> np.ndarray:
-        """Split float32 (tokens, heads * head_dim) into (tokens, heads, head_dim), each head normed where asked."""
-        tokens, head_dim = x.shape[0], self.config.head_dim
-        if norm is not None:
-            x = rms_norm(x.reshape(-1, head_dim), norm, self.config.rms_norm_eps)
-        return x.reshape(tokens, -1, head_dim)
+    def _gate(self, x: np.ndarray, weights: Mlp, cache: KVCache) -> np.ndarray:
+        room, shape = cache.scratch.room, (x.shape[0], weights.gate.shape[0])
+        gate, up = weights.gate(x, out=room("gate", shape)), weights.up(x, out=room("up", shape))
+        return weights.down(swiglu(gate, up, out=gate), out=room("delta", x.shape))

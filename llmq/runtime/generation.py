@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from llmq.errors import UsageError
+import numpy as np
+
+from llmq.errors import ResourceError, UsageError
 from llmq.runtime.sampling import sample
 from llmq.runtime.stops import StopStrings
 from llmq.runtime.text import Detokenizer
@@ -81,7 +84,9 @@ class Generation(Iterator[int]):
         self.prompt_seconds = 0.0
         self.seconds = 0.0
         self.stop_reason: StopReason | None = None
+        self._logits = np.empty(model.config.vocab_size, np.float32)
         self._check(cache.length + len(self._next))
+        self._reserve()
 
     def _check(self, length: int) -> None:
         limit = self._model.context
@@ -95,6 +100,16 @@ class Generation(Iterator[int]):
                 expected=f"at most {limit} tokens",
                 found=length,
             )
+
+    def _reserve(self) -> None:
+        """Make room for all tokens at once where their number is known."""
+        if self._max_tokens is None:
+            return
+        most = self._model.context or self._model.config.max_position_embeddings
+        wanted = self._cache.length + len(self._next) + self._max_tokens
+        # The text may end early: where there is no such room, the cache grows as far as it can.
+        with contextlib.suppress(ResourceError):
+            self._cache.reserve(min(wanted, most))
 
     @property
     def tokens_per_second(self) -> float:
@@ -110,8 +125,8 @@ class Generation(Iterator[int]):
         if self.stop_reason is not None:
             raise StopIteration
         started = time.perf_counter()
-        logits = self._model.last_logits(self._next, self._cache)
-        token = sample(logits, self._sampling, self._generator)
+        logits = self._model.last_logits(self._next, self._cache, out=self._logits)
+        token = sample(logits, self._sampling, self._generator, self._cache.scratch)
         taken = time.perf_counter() - started
         if self.tokens == 0:
             self.prompt_seconds = taken

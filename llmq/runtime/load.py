@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = None) -> Model:
+def load(
+    path: str | Path, *, compute: Compute = "int8", kv_bits: int | None = None, revision: str | None = None
+) -> Model:
     """Load a checkpoint to run it: one that llmq wrote, another compressed-tensors one, or an unquantized one.
 
     Weights are memory-mapped and used from there: loading reads little but headers, and takes next to no memory. Only
@@ -40,6 +42,9 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
     compute : {"int8", "float32"}
         Whether packed layers quantize activations to int8 on the fly (faster) or keep them exact. Layers that are not
         quantized always compute in float32.
+    kv_bits : {32, 16, 8}, optional
+        Bits of an element of the key-value caches: float32, bfloat16, or 8-bit integers with a scale for each token
+        and head. Left out it is 16, and 32 where `compute` is "float32".
     revision : str, optional
         Branch, tag or commit of a Hub repository.
 
@@ -50,7 +55,7 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
     Raises
     ------
     UsageError
-        An unknown `compute`.
+        An unknown `compute` or `kv_bits`.
     InputError
         Files missing, corrupt or unfinished; an output of llmq without its manifest; tensors missing, left over or of
         the wrong shape.
@@ -81,6 +86,7 @@ def load(path: str | Path, *, compute: Compute = "int8", revision: str | None = 
             compute=compute,
             bits_per_weight=8.0 * total / weights.elements,
             stop_tokens=stop_tokens(source.folder, source.config),
+            kv_bits=kv_bits,
         )
 
 

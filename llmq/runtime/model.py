@@ -47,6 +47,14 @@ class Model:
         Bits of all tensors over all parameters.
     stop_tokens : frozenset of int
         Ids that end a text, by the configuration files.
+    kv_bits : {32, 16, 8} or None
+        Bits of an element of the caches: float32, bfloat16 or 8-bit integers. None means 16, and 32 where `compute` is
+        "float32".
+
+    Raises
+    ------
+    UsageError
+        Other `kv_bits`.
     """
 
     def __init__(
@@ -57,11 +65,15 @@ class Model:
         compute: Compute,
         bits_per_weight: float,
         stop_tokens: frozenset[int],
+        kv_bits: int | None = None,
     ) -> None:
+        if kv_bits not in (None, 32, 16, 8):
+            raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
         self.decoder = decoder
         self.folder = folder
         self.compute = compute
         self.bits_per_weight = bits_per_weight
+        self.kv_bits = kv_bits or (32 if compute == "float32" else 16)
         self._configured_stops = stop_tokens
         self._warned = False
 
@@ -88,7 +100,7 @@ class Model:
 
     def new_cache(self, capacity: int = _CHUNK) -> KVCache:
         """Make an empty cache with room for `capacity` tokens; it grows as needed."""
-        return KVCache(self.config, capacity)
+        return KVCache(self.config, capacity, self.kv_bits)
 
     def __call__(self, tokens: Sequence[int] | np.ndarray, cache: KVCache | None = None) -> np.ndarray:
         """Logits after each token.
@@ -118,7 +130,9 @@ class Model:
             self.decoder.logits(self.decoder.hidden(ids[part], cache, length), out=logits[part])
         return logits
 
-    def last_logits(self, tokens: Sequence[int] | np.ndarray, cache: KVCache) -> np.ndarray:
+    def last_logits(
+        self, tokens: Sequence[int] | np.ndarray, cache: KVCache, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Logits after the last of some tokens, float32 (vocab_size,); the head runs once. See `__call__`."""
         ids, cache = self._prepare(tokens, cache)
         if not ids.size:
@@ -126,7 +140,7 @@ class Model:
         length = cache.length + ids.size
         for start in range(0, ids.size, _CHUNK):
             x = self.decoder.hidden(ids[start : start + _CHUNK], cache, length)
-        last: np.ndarray = self.decoder.logits(x[-1:])[0]
+        last: np.ndarray = self.decoder.logits(x[-1:], out=None if out is None else out[None])[0]
         return last
 
     def generate(

@@ -7,14 +7,17 @@ moves an angle by a hundredth.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from llmq.architectures import Rope
 
-__all__ = ["frequencies", "rotation"]
+__all__ = ["RotaryTable", "frequencies", "rotation"]
+
+_FIRST: Final = 512
+"""Positions that a table begins with."""
 
 
 def frequencies(rope: Rope, head_dim: int, length: int) -> np.ndarray:
@@ -47,6 +50,50 @@ def rotation(rope: Rope, head_dim: int, positions: np.ndarray, length: int) -> t
     angles = positions.astype(np.float32)[:, None] * frequencies(rope, head_dim, length)
     factor = np.float32(rope.attention_factor)
     return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+class RotaryTable:
+    """Cosines and sines of all positions met so far; computed once, in a table that at least doubles when it grows.
+
+    Parameters
+    ----------
+    rope : Rope
+    head_dim : int
+        Elements of a head.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int) -> None:
+        self._rope = rope
+        self._head_dim = head_dim
+        # Replaced as a whole, so that several threads may ask.
+        self._table = self._compute(np.arange(_FIRST), 0)
+
+    def rows(self, start: int, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines of positions from `start`, each read-only float32 (count, head_dim / 2).
+
+        Parameters
+        ----------
+        start, count : int
+        length : int
+            Tokens of the whole text. Once they stretch a `dynamic` rope, every length has angles of its own, which are
+            computed anew.
+        """
+        if self._rope.kind == "dynamic" and length > self._rope.original_max_position:
+            return self._compute(np.arange(start, start + count), length)
+        known = self._table
+        if start + count > len(known[0]):
+            new = self._compute(np.arange(len(known[0]), max(start + count, 2 * len(known[0]))), 0)
+            known = _frozen(np.concatenate([known[0], new[0]]), np.concatenate([known[1], new[1]]))
+            self._table = known
+        return known[0][start : start + count], known[1][start : start + count]
+
+    def _compute(self, positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        return _frozen(*rotation(self._rope, self._head_dim, positions, length))
+
+
+def _frozen(cosine: np.ndarray, sine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    cosine.flags.writeable = sine.flags.writeable = False
+    return cosine, sine
 
 
 def _powers(theta: float, head_dim: int) -> np.ndarray:

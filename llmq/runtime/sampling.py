@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from llmq.errors import InputError, UsageError
+from llmq_kernels.choice import Rules, choose, likeliest
 
-__all__ = ["Sampling", "SamplingFields", "sample", "surviving"]
+if TYPE_CHECKING:
+    from llmq_kernels.scratch import Scratch
+
+__all__ = ["Sampling", "SamplingFields", "sample"]
 
 
 class SamplingFields(TypedDict, total=False):
@@ -69,7 +73,9 @@ class Sampling:
         return np.random.default_rng(self.seed)
 
 
-def sample(logits: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
+def sample(
+    logits: np.ndarray, sampling: Sampling, generator: np.random.Generator, scratch: Scratch | None = None
+) -> int:
     """Choose a token.
 
     Parameters
@@ -79,68 +85,19 @@ def sample(logits: np.ndarray, sampling: Sampling, generator: np.random.Generato
     sampling : Sampling
     generator : numpy Generator
         Advanced by one number unless the choice is greedy.
+    scratch : Scratch, optional
+        Arrays kept from one token to the next.
 
     Raises
     ------
     InputError
         No logit is a number.
     """
-    logits = np.where(np.isnan(logits), -np.inf, logits)
-    likeliest = int(np.argmax(logits))
-    if logits[likeliest] == -np.inf:
-        raise InputError("the model gives no logits but NaN: its weights are corrupt, or overflow")
     if sampling.temp == 0.0:
-        return likeliest
-    ids, weights = surviving(logits, sampling)
-    reached = np.cumsum(weights)
-    return int(ids[min(np.searchsorted(reached, generator.random() * reached[-1], side="right"), ids.size - 1)])
-
-
-def surviving(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that may be chosen, with weights in proportion to their probabilities.
-
-    Each filter keeps all tokens that are as likely as the least likely one it must keep.
-
-    Parameters
-    ----------
-    logits : float (vocab_size,)
-        Without NaN, at least one above minus infinity.
-    sampling : Sampling
-        Its `temp` is above 0.
-
-    Returns
-    -------
-    ids : int64 (n,)
-        In ascending order.
-    weights : float64 (n,)
-        The likeliest has weight 1.
-    """
-    ids = np.arange(logits.size)
-    if 0 < sampling.top_k < logits.size:
-        ids = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
-    weights = _weights(logits[ids], sampling.temp)
-    if sampling.top_p < 1.0:
-        ids, weights = _top_p(ids, weights, sampling.top_p)
-    kept = weights >= max(sampling.min_p, np.finfo(np.float64).tiny)
-    return ids[kept], weights[kept]
-
-
-def _weights(logits: np.ndarray, temp: float) -> np.ndarray:
-    """Probabilities over that of the likeliest; infinite logits share all of it."""
-    largest = float(logits.max())
-    if largest == math.inf:
-        shared: np.ndarray = (logits == math.inf).astype(np.float64)
-        return shared
-    # A tiny temperature may overflow the quotient: minus infinity is right.
-    with np.errstate(over="ignore"):
-        weights: np.ndarray = np.exp((logits.astype(np.float64) - largest) / temp)
-    return weights
-
-
-def _top_p(ids: np.ndarray, weights: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:
-    ascending = np.sort(weights)
-    below = np.cumsum(ascending)
-    # Dropped while they and all less likely ones add up to no more than 1 - top_p.
-    dropped = int(np.searchsorted(below, (1.0 - top_p) * below[-1], side="right"))
-    kept = weights >= ascending[min(dropped, ascending.size - 1)]
-    return ids[kept], weights[kept]
+        token = likeliest(logits)
+    else:
+        rules = Rules(sampling.temp, sampling.top_k, sampling.top_p, sampling.min_p)
+        token = choose(logits, rules, generator.random(), scratch=scratch)
+    if token < 0:
+        raise InputError("the model gives no logits but NaN: its weights are corrupt, or overflow")
+    return token

@@ -64,7 +64,7 @@ def prompt(n, seed=0):
 def test_agrees_with_transformers(case, tmp_path, save_model, their_logits, monkeypatch):
     model_type, config = CASES[case]
     expected = their_logits(save_model(tmp_path, model_type, **config), prompt(40))
-    model = load(tmp_path)
+    model = load(tmp_path, compute="float32")
     assert expected.std() > 0.3, "logits near zero would agree with anything"
     whole = model(prompt(40))
     assert whole.dtype == np.float32
@@ -88,7 +88,7 @@ def test_dynamic_rope_depends_on_the_whole_prompt(tmp_path, save_model, their_lo
     theirs = save_model(tmp_path, rope_parameters=rope, max_position_embeddings=16)
     short = their_logits(theirs, prompt(12))
     expected = their_logits(theirs, prompt(40))
-    model = load(tmp_path)
+    model = load(tmp_path, compute="float32")
     np.testing.assert_allclose(model(prompt(40)), expected, atol=1e-4)
     np.testing.assert_allclose(model(prompt(12)), short, atol=1e-4)
     monkeypatch.setattr(llmq.runtime.model, "_CHUNK", 16)
@@ -103,4 +103,4 @@ def test_greedy_generation_is_that_of_transformers(model_type, tmp_path, save_mo
     made = theirs.generate(
         torch.tensor([start]), attention_mask=torch.ones(1, 9, dtype=torch.long), max_new_tokens=30, do_sample=False
     )
-    assert list(load(tmp_path).generate(start, max_tokens=30)) == made[0, 9:].tolist()
+    assert list(load(tmp_path, compute="float32").generate(start, max_tokens=30)) == made[0, 9:].tolist()

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from llmq.architectures import decoder_config
-from llmq.errors import ResourceError
-from llmq.runtime.cache import KVCache
+from llmq.errors import ResourceError, UsageError
+from llmq.runtime.cache import KVCache, kv_bytes
+from llmq_kernels.heads import store_heads
+from llmq_kernels.keyvalues import decode_rows_reference
 
 CONFIG = decoder_config(
     {
@@ -18,20 +22,26 @@ CONFIG = decoder_config(
 )
 
 
-def test_grows_and_keeps_what_it_holds():
-    cache, rng = KVCache(CONFIG, 2), np.random.default_rng(0)
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_grows_and_keeps_what_it_holds(bits):
+    cache, rng = KVCache(CONFIG, 2, bits), np.random.default_rng(0)
+    upright = np.ones((9, 1), np.float32), np.zeros((9, 1), np.float32)
     seen = []
     for tokens in (2, 3, 1, 9):
         new = rng.standard_normal((tokens, 2, 2)).astype(np.float32)
         cache.reserve(cache.length + tokens)
-        for layer in range(2):
-            keys, values = cache.store(layer, new + layer, -new)
+        turn = tuple(x[:tokens] for x in upright)
+        for layer in cache.layers:
+            store_heads((new.copy(), new.copy(), -new), turn, layer, position=cache.length)
         cache.extend(range(tokens))
         seen.append(new)
     assert cache.length == 15
-    assert keys.shape == values.shape == (2, cache.capacity, 2)
-    np.testing.assert_array_equal(keys[:, :15], np.concatenate(seen).transpose(1, 0, 2) + 1)
-    np.testing.assert_array_equal(values[:, :15], -np.concatenate(seen).transpose(1, 0, 2))
+    expected = np.concatenate(seen).transpose(1, 0, 2)
+    for layer in cache.layers:
+        keys = decode_rows_reference(layer.keys, layer.key_scale)[:, :15, :2]
+        values = decode_rows_reference(layer.values, layer.value_scale)[:, :15, :2]
+        np.testing.assert_allclose(keys, expected, rtol=2.0**-8, atol=0.02 if bits == 8 else 0)
+        np.testing.assert_allclose(values, -expected, rtol=2.0**-8, atol=0.02 if bits == 8 else 0)
 
 
 def test_doubles_so_that_growing_stays_cheap():
@@ -40,7 +50,17 @@ def test_doubles_so_that_growing_stays_cheap():
     assert cache.capacity == 8
     cache.reserve(8)
     assert cache.capacity == 8
-    assert cache.nbytes == 2 * 2 * 2 * 8 * 2 * 4
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_bytes(bits):
+    config = replace(CONFIG, head_dim=16)
+    assert KVCache(config, 5, bits).nbytes == kv_bytes(config, 5, bits)
+
+
+def test_unknown_bits():
+    with pytest.raises(UsageError, match="kv_bits"):
+        KVCache(CONFIG, 5, 4)
 
 
 def test_truncate_forgets():

@@ -73,7 +73,7 @@ def quantize_spec(**spec):
 )
 def test_packed_checkpoints(tmp_path, folder, spec, extra, tied):
     packed, values = pack(folder, tmp_path / "packed", extra=extra, tied=tied, **spec)
-    model, expected = load(packed, compute="float32"), load(values)(TOKENS)
+    model, expected = load(packed, compute="float32"), load(values, compute="float32")(TOKENS)
     np.testing.assert_allclose(model(TOKENS), expected, atol=1e-4)
     assert isinstance(model.decoder.blocks[0].mlp.down, PackedLinear)
     assert isinstance(model.decoder.embedding, PackedLinear if "model.embed_tokens" in extra else DenseLinear)

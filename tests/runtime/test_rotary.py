@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmq.architectures import decoder_config
-from llmq.runtime.rotary import frequencies, rotation
+from llmq.runtime.rotary import RotaryTable, frequencies, rotation
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,3 +81,25 @@ def test_far_positions_turn_as_in_transformers():
     config = {**SIZES, "max_position_embeddings": 131072, "rope_theta": 5e5}
     for found, expected in zip(ours(config, 100_000)[1:], theirs(config, 100_000)[1:], strict=True):
         assert np.abs(found[-100:] - expected[-100:]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["default", "dynamic", "llama3", "yarn"])
+def test_a_table_gives_the_same(name):
+    rope = {"rope_type": name, "rope_theta": 50000.0, **KINDS[name]}
+    if name in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = 32
+    config = {**SIZES, "max_position_embeddings": 700, "rope_parameters": rope}
+    parsed = decoder_config({"model_type": "llama", **config})
+    table = RotaryTable(parsed.rope, 32)
+    for start, count, length in [
+        (0, 5, 5),
+        (510, 10, 520),
+        (1, 1, 2),
+        (1900, 200, 2100),
+        (0, 600, 900),
+        (2100, 1, 2101),
+    ]:
+        found = table.rows(start, count, length)
+        expected = rotation(parsed.rope, 32, np.arange(start, start + count), length)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)

@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmq.errors import InputError, UsageError
-from llmq.runtime.sampling import Sampling, sample, surviving
+from llmq.runtime.sampling import Sampling, sample
 
 
 def theirs(logits, sampling):
@@ -27,25 +25,6 @@ def theirs(logits, sampling):
     return scores[0].softmax(-1).numpy()
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.integers(1, 200),
-    spread=st.sampled_from([0.1, 2.0, 15.0]),
-    temp=st.floats(0.25, 3.0),  # below, probabilities underflow, which rounding decides
-    top_k=st.integers(0, 250),
-    top_p=st.one_of(st.just(1.0), st.floats(0.0, 1.0)),
-    min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
-)
-def test_the_same_tokens_survive_as_in_transformers(seed, size, spread, temp, top_k, top_p, min_p):
-    logits = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
-    sampling = Sampling(temp, top_k, top_p, min_p)
-    expected = theirs(logits, sampling)
-    ids, weights = surviving(logits, sampling)
-    assert ids.tolist() == np.flatnonzero(expected).tolist()
-    np.testing.assert_allclose(weights / weights.sum(), expected[ids], rtol=1e-6)
-
-
 def test_frequencies_are_the_probabilities():
     sampling, logits = Sampling(temp=0.7, top_k=5), np.array([1.0, 0.0, 2.0, 1.5, -1.0, 0.5], np.float32)
     generator = np.random.default_rng(0)
@@ -57,13 +36,6 @@ def test_frequencies_are_the_probabilities():
 def test_greedy_takes_the_first_of_equals():
     logits = np.array([0.0, 3.0, 3.0, 1.0], np.float32)
     assert sample(logits, Sampling(), Sampling().generator()) == 1
-
-
-def test_filters_keep_equals():
-    logits = np.array([1.0, 3.0, 3.0, 3.0], np.float32)
-    assert surviving(logits, Sampling(1.0, top_k=1))[0].tolist() == [1, 2, 3]
-    assert surviving(logits, Sampling(1.0, top_p=0.0))[0].tolist() == [1, 2, 3]
-    assert surviving(logits, Sampling(1.0, min_p=1.0))[0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("temp", [0.0, 1.0])

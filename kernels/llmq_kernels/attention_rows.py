@@ -1,0 +1,307 @@
+"""The inner loops of attention in explicit vectors: scores of some rows, their weights, and sums of values.
+
+LLVM's own vectorizer reads caches of 8 bits at 0.6 of the speed of memory. So the loops over positions and elements are
+emitted as vector code, once for each type of element, which is widened as it is loaded, and each number of rows, which
+share what is loaded. A vector has 8 floats: one register of AVX2, two of NEON.
+
+They work on lines of scratch (`attention_tasks`). The first and the last take 8 products at a time: 1, 2 or 4 rows with
+8, 4 or 2 positions. Beyond the last position, that one is read again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numba.extending
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from llmq_kernels import exponential
+
+__all__ = ["LANES", "add_values", "score", "weigh"]
+
+LANES: Final = 8
+"""Floats of a vector: heads are padded to multiples of it."""
+
+_extending: Any = numba.extending  # some releases are half typed
+
+_AHEAD: Final = 4096
+"""Bytes between what is read and what is fetched into the caches meanwhile."""
+
+_I32: Final = ir.IntType(32)
+_I64: Final = ir.IntType(64)
+_FLOAT: Final = ir.FloatType()
+_VECTOR: Final = ir.VectorType(_FLOAT, LANES)
+_CONTRACT: Final = ("contract",)
+
+
+@_extending.intrinsic
+def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:  # noqa: ARG001
+    """Write the products of `len(rows)` queries with all keys.
+
+    Parameters
+    ----------
+    lines : float32 (len(rows), width)
+        From 0 the query, from `2 * head_dim` room for the scores: n rounded up to a multiple of 8.
+    keys : float32, uint16 or int8 (n, head_dim)
+        `head_dim` is a multiple of 8; uint16 holds bfloat16.
+    rows : tuple of int
+        Its length, 1, 2 or 4, is the number of rows.
+    """
+    return types.void(lines, keys, rows), _emit_score
+
+
+@_extending.intrinsic
+def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:  # noqa: ARG001
+    """Add values times weights to the sums of `len(rows)` rows.
+
+    Parameters
+    ----------
+    lines : float32 (len(rows), width)
+        From `head_dim` the sum, from `2 * head_dim` the weights: n rounded up to a multiple of 8, the rest zeros.
+    values : float32, uint16 or int8 (n, head_dim)
+        `head_dim` is a multiple of 8; uint16 holds bfloat16.
+    rows : tuple of int
+        Its length, 1 or 2, is the number of rows.
+    """
+    return types.void(lines, values, rows), _emit_add_values
+
+
+@_extending.intrinsic
+def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: Any) -> Any:  # noqa: ARG001
+    """Turn the scores of a row into weights, `exp(score - maximum)`, and bring its sums up to date.
+
+    Parameters
+    ----------
+    line : float32 (width,)
+        From `head_dim` the sum of values, from `2 * head_dim` the scores, in the end maximum and sum of weights.
+    head_dim : int
+        A multiple of 8.
+    first, last : int
+        Scores within `first <= i < last`, one at least, count; the others become zeros.
+    count : int
+        Scores, with room up to a multiple of 8.
+    """
+    return types.void(line, types.int64, types.int64, types.int64, types.int64), _emit_weigh
+
+
+class _Matrix:
+    """A C-contiguous matrix as pointers."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
+        array = context.make_array(kind)(context, builder, value)
+        self._builder = builder
+        self._element = kind.dtype
+        self._base = array.data
+        self.rows, self.columns = cgutils.unpack_tuple(builder, array.shape, 2)
+
+    def at(self, row: Any, column: Any) -> Any:
+        """Pointer to an element."""
+        offset = self._builder.add(self._builder.mul(row, self.columns), column)
+        return self._builder.gep(self._base, [offset])
+
+    def load(self, row: Any, column: Any) -> Any:
+        """Eight elements of a row as a vector of floats."""
+        return self.widen(self.at(row, column))
+
+    def widen(self, pointer: Any) -> Any:
+        """Eight elements as a vector of floats."""
+        builder, element = self._builder, self._element
+        stored = ir.VectorType({types.float32: _FLOAT}.get(element, ir.IntType(element.bitwidth)), LANES)
+        raw = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=element.bitwidth // 8)
+        if element == types.float32:
+            return raw
+        wide = ir.VectorType(_I32, LANES)
+        if element == types.uint16:
+            shift = ir.Constant(wide, [16] * LANES)
+            return builder.bitcast(builder.shl(builder.zext(raw, wide), shift), _VECTOR)
+        return builder.sitofp(builder.sext(raw, wide), _VECTOR)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c` in one instruction where there is one."""
+    return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
+
+
+def _positions(builder: Any, first: Any, count: int, last: Any) -> list[Any]:
+    """Positions from `first` on, none beyond `last`."""
+    found = []
+    for i in range(count):
+        position = builder.add(first, _I64(i))
+        found.append(builder.select(builder.icmp_signed("<", position, last), position, last))
+    return found
+
+
+def _fetch(builder: Any, pointer: Any, element: Any, count: int) -> None:
+    """Ask for the lines of memory that `count` elements, `_AHEAD` bytes behind `pointer`, lie in."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    pointer = builder.bitcast(pointer, byte)
+    for offset in range(0, count * element.bitwidth // 8, 64):
+        builder.call(prefetch, [builder.gep(pointer, [_I64(_AHEAD + offset)]), _I32(0), _I32(3), _I32(1)])
+
+
+def _steps(builder: Any, stop: Any, step: int) -> Any:
+    """Loop over 0, step, 2 * step... below `stop`."""
+    return cgutils.for_range_slice(builder, _I64(0), stop, _I64(step), _I64, inc=True)
+
+
+def _sums(builder: Any, vectors: list[Any]) -> Any:
+    """Sums of eight vectors, as a vector."""
+    # Each round halves the number of vectors; the first two add neighbours, the last the halves that AVX keeps apart.
+    for low, step in (
+        ([0, 2, 8, 10, 4, 6, 12, 14], 1),
+        ([0, 2, 8, 10, 4, 6, 12, 14], 1),
+        ([0, 1, 2, 3, 8, 9, 10, 11], 4),
+    ):
+        high = [i + step for i in low]
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [builder.fadd(_lanes(builder, a, b, low), _lanes(builder, a, b, high)) for a, b in pairs]
+    return vectors[0]
+
+
+def _lanes(builder: Any, a: Any, b: Any, numbers: list[int]) -> Any:
+    """Lanes of two vectors by number, as a vector."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(numbers)), numbers))
+
+
+def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    lines = _Matrix(context, builder, signature.args[0], arguments[0])
+    keys = _Matrix(context, builder, signature.args[1], arguments[1])
+    rows = len(signature.args[2])
+    last = builder.sub(keys.rows, _I64(1))
+    room = [cgutils.alloca_once(builder, _VECTOR) for _ in range(LANES)]
+    with _steps(builder, keys.rows, LANES // rows) as (first, _):
+        starts = [keys.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
+        for total in room:
+            builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+        with _steps(builder, keys.columns, LANES) as (column, _):
+            behind = builder.mul(column, _I64(len(starts)))
+            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, LANES * len(starts))
+            queries = [lines.load(_I64(row), column) for row in range(rows)]
+            for i, start in enumerate(starts):
+                key = keys.widen(builder.gep(start, [column]))
+                for row, query in enumerate(queries):
+                    total = room[row * len(starts) + i]
+                    builder.store(_multiply_add(builder, query, key, builder.load(total)), total)
+        found = _sums(builder, [builder.load(total) for total in room])
+        column = builder.add(builder.mul(keys.columns, _I64(2)), first)
+        for row in range(rows):
+            part = _lanes(builder, found, found, [row * len(starts) + i for i in range(len(starts))])
+            builder.store(part, builder.bitcast(lines.at(_I64(row), column), part.type.as_pointer()), align=4)
+    return context.get_dummy_value()
+
+
+def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    lines = _Matrix(context, builder, signature.args[0], arguments[0])
+    values = _Matrix(context, builder, signature.args[1], arguments[1])
+    rows = len(signature.args[2])
+    last = builder.sub(values.rows, _I64(1))
+    with _steps(builder, values.rows, LANES // rows) as (first, _):
+        starts = [values.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
+        column = builder.add(builder.mul(values.columns, _I64(2)), first)
+        columns = [builder.add(column, _I64(i)) for i in range(len(starts))]
+        weights = [
+            [_spread(builder, builder.load(lines.at(_I64(row), column)), _VECTOR) for column in columns]
+            for row in range(rows)
+        ]
+        with _steps(builder, values.columns, LANES) as (column, _):
+            behind = builder.mul(column, _I64(len(starts)))
+            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, LANES * len(starts))
+            found = [values.widen(builder.gep(start, [column])) for start in starts]
+            for row in range(rows):
+                place = lines.at(_I64(row), builder.add(values.columns, column))
+                place = builder.bitcast(place, _VECTOR.as_pointer())
+                total = builder.load(place, align=4)
+                for weight, value in zip(weights[row], found, strict=True):
+                    total = _multiply_add(builder, weight, value, total)
+                builder.store(total, place, align=4)
+    return context.get_dummy_value()
+
+
+def _spread(builder: Any, single: Any, kind: Any) -> Any:
+    """A number in all lanes of a vector of a kind."""
+    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), single, _I32(0))
+    return _lanes(builder, vector, vector, [0] * LANES)
+
+
+def _emit_weigh(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    head_dim, first, last, count = arguments[1:]
+    (width,) = cgutils.unpack_tuple(builder, array.shape, 1)
+
+    def at(index: Any) -> Any:
+        return builder.gep(array.data, [index])
+
+    def vector(index: Any) -> Any:
+        return builder.bitcast(at(index), _VECTOR.as_pointer())
+
+    def counts(index: Any) -> Any:
+        lanes = ir.VectorType(_I64, LANES)
+        number = builder.add(_spread(builder, index, lanes), ir.Constant(lanes, list(range(LANES))))
+        low, high = (_spread(builder, x, lanes) for x in (first, last))
+        return builder.and_(builder.icmp_signed(">=", number, low), builder.icmp_signed("<", number, high))
+
+    scores = builder.mul(head_dim, _I64(2))
+    nothing, zeros = (ir.Constant(_VECTOR, [x] * LANES) for x in (float("-inf"), 0.0))
+    best, total = cgutils.alloca_once_value(builder, nothing), cgutils.alloca_once_value(builder, zeros)
+    with _steps(builder, count, LANES) as (i, _):
+        found = builder.select(counts(i), builder.load(vector(builder.add(scores, i)), align=4), nothing)
+        builder.store(_larger(builder, found, builder.load(best)), best)
+    before = builder.load(at(builder.sub(width, _I64(2))))
+    largest = _larger(builder, _folded(builder, builder.load(best), _larger), _spread(builder, before, _VECTOR))
+    with _steps(builder, count, LANES) as (i, _):
+        place = vector(builder.add(scores, i))
+        weight = _exp(builder, builder.fsub(builder.load(place, align=4), largest))
+        weight = builder.select(counts(i), weight, zeros)
+        builder.store(weight, place, align=4)
+        builder.store(builder.fadd(weight, builder.load(total)), total)
+    shrink = _exp(builder, builder.fsub(_spread(builder, before, _VECTOR), largest))
+    builder.store(builder.extract_element(largest, _I32(0)), at(builder.sub(width, _I64(2))))
+    place = at(builder.sub(width, _I64(1)))
+    new = builder.extract_element(_folded(builder, builder.load(total), type(builder).fadd), _I32(0))
+    single = builder.extract_element(shrink, _I32(0))
+    builder.store(_multiply_add(builder, builder.load(place), single, new), place)
+    with (
+        builder.if_then(builder.fcmp_unordered("!=", single, ir.Constant(_FLOAT, 1.0))),
+        _steps(builder, head_dim, LANES) as (i, _),
+    ):
+        place = vector(builder.add(head_dim, i))
+        builder.store(builder.fmul(builder.load(place, align=4), shrink), place, align=4)
+    return context.get_dummy_value()
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    """Larger of two vectors, lane by lane; `b` where `a` is NaN."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _folded(builder: Any, vector: Any, combine: Any) -> Any:
+    """All lanes combined, in all lanes."""
+    for step in (4, 2, 1):
+        vector = combine(builder, vector, _lanes(builder, vector, vector, [i ^ step for i in range(LANES)]))
+    return vector
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """`exponential.exp` of eight numbers."""
+
+    def many(value: Any) -> Any:
+        return ir.Constant(_VECTOR, [float(value)] * LANES)
+
+    def many_bits(value: int) -> Any:
+        return ir.Constant(ir.VectorType(_I32, LANES), [value] * LANES)
+
+    x = builder.select(builder.fcmp_ordered("<", x, many(exponential.LOWEST)), many(exponential.LOWEST), x)
+    x = builder.select(builder.fcmp_ordered(">", x, many(exponential.HIGHEST)), many(exponential.HIGHEST), x)
+    shifted = _multiply_add(builder, x, many(exponential.LOG2_E), many(exponential.ROUND))
+    n = builder.fsub(shifted, many(exponential.ROUND))
+    rest = _multiply_add(builder, n, many(-exponential.LN2_HIGH), x)
+    rest = _multiply_add(builder, n, many(-exponential.LN2_LOW), rest)
+    series = many(exponential.SERIES[0])
+    for term in exponential.SERIES[1:]:
+        series = _multiply_add(builder, series, rest, many(term))
+    bits = builder.shl(builder.bitcast(shifted, ir.VectorType(_I32, LANES)), many_bits(23))
+    return builder.fmul(series, builder.bitcast(builder.add(bits, many_bits(0x3F800000)), _VECTOR))

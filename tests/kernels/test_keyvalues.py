@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from llmq_kernels.keyvalues import KeyValues, decode_rows_reference, encode_rows_reference
+
+
+@pytest.mark.parametrize(("bits", "bytes_"), [(32, 512), (16, 256), (8, 132)])
+def test_bytes_of_a_token(bits, bytes_):
+    assert KeyValues.empty((2, 10, 128), bits).nbytes == 2 * 2 * 10 * bytes_
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_grows_and_keeps_what_it_holds(bits):
+    keys, values = np.random.default_rng(0).standard_normal((2, 3, 5, 12)).astype(np.float32)
+    cache = KeyValues.of(keys, values, bits)
+    larger = cache.grown(9, 4)
+    assert larger.capacity == 9
+    for new, old in zip(larger.arrays, cache.arrays, strict=True):
+        np.testing.assert_array_equal(new[:, :4], old[:, :4])
+
+
+def test_bounds_of_the_error():
+    x = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    codes, scale = encode_rows_reference(x, 8)
+    assert (np.abs(decode_rows_reference(codes, scale) - x) <= scale[:, None] * 0.5001).all()
+    assert (np.abs(decode_rows_reference(*encode_rows_reference(x, 16)) - x) <= np.abs(x) / 256).all()
+
+
+def test_refuses_what_does_not_fit():
+    good = KeyValues.empty((2, 4, 8), 8)
+    keys, values, scale, _ = good.arrays
+    with pytest.raises(ValueError, match="bits"):
+        KeyValues.empty((2, 4, 8), 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        KeyValues(8, keys, values[:, :3].copy(), scale, scale)
+    with pytest.raises(ValueError, match="do not fit"):
+        KeyValues(9, keys, values, scale, scale)
+    with pytest.raises(ValueError, match="scales"):
+        KeyValues(8, keys, values, scale, scale[:, :0].copy())
+    with pytest.raises(TypeError):
+        KeyValues(8, keys.astype(np.int16), values, scale, scale)
+    with pytest.raises(TypeError):
+        KeyValues(8, keys, values, scale.astype(np.float64), scale)
+    with pytest.raises(ValueError, match="contiguous"):
+        KeyValues(8, keys[:, ::-1], values, scale, scale)
