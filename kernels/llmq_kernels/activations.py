@@ -26,6 +26,7 @@ from llmq_kernels.places import (
     X_CODES,
     X_SCALES,
     X_SUMS,
+    ZERO_FORM,
     X,
 )
 from llmq_kernels.simd import F32, I8, I32, Emitter, intrinsic, target
@@ -186,6 +187,7 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any) -> None:
     line = p[SCRATCH] + number * p[SCRATCH_BYTES] + p[SPARE]
     for column in range(p[COLUMNS], p[PADDED]):
         octets(line)[column] = np.uint8(0)
+    factor = floats(p[ZERO_FORM])[2]
     token = next_number(p[COUNTER])
     while token < p[TOKENS]:
         x = p[X] + 4 * token * p[COLUMNS]
@@ -194,7 +196,7 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any) -> None:
             start = group * p[GROUP]
             scale, total = _encode_group(x + 4 * start, p[GROUP], line + start)
             scales[group] = scale
-            sums[group] = total
+            sums[group] = total * factor
         _arrange(line, p[PADDED], p[X_CODES] + token * p[PADDED], planes, run)
         token = next_number(p[COUNTER])
 

@@ -37,7 +37,7 @@ _CONTRACT: Final = ("contract",)
 
 
 @_extending.intrinsic
-def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:  # noqa: ARG001
+def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:
     """Write the products of `len(rows)` queries with all keys.
 
     Parameters
@@ -53,7 +53,7 @@ def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:  # noqa: ARG001
 
 
 @_extending.intrinsic
-def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:  # noqa: ARG001
+def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:
     """Add values times weights to the sums of `len(rows)` rows.
 
     Parameters
@@ -69,7 +69,7 @@ def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:  # noqa:
 
 
 @_extending.intrinsic
-def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: Any) -> Any:  # noqa: ARG001
+def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: Any) -> Any:
     """Turn the scores of a row into weights, `exp(score - maximum)`, and bring its sums up to date.
 
     Parameters

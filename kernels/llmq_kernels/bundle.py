@@ -151,7 +151,9 @@ class _Plan:
         self._ones = np.ones(stride // 4, np.float32)
         # For one bit, symmetric, the stored 1 means one half.
         half = bundle.symmetric and bundle.bits == 1
-        self._zero_form = np.array([0.5 if half else 1.0, target().offset(bundle.bits)], np.float32)
+        offset = target().offset(bundle.bits)
+        factor = 1.0 if few or not bundle.symmetric else offset - midpoint(bundle.bits)
+        self._zero_form = np.array([0.5 if half else 1.0, offset, factor], np.float32)
         parts = _few_parts(bundle, tokens, stride) if few else _many_parts(bundle, padded_tokens, stride)
         size = sum(parts.values())
         self._scratch = np.zeros((workers, -(-size // 64) * 64), np.uint8)
@@ -187,8 +189,10 @@ class _Plan:
                 self.parameters[name] = value
         run = target().lanes if few else 1
         self.encode = worker_address(encode_rows, planes_of(bundle.bits), run)
-        variant = (bundle.bits, share)
-        self.multiply = worker_address(decode_rows, *variant, tokens) if few else worker_address(prefill_rows, *variant)
+        if few:
+            self.multiply = worker_address(decode_rows, bundle.bits, share, tokens)
+        else:
+            self.multiply = worker_address(prefill_rows, bundle.bits, share, 1 if bundle.symmetric else 2)
 
 
 _BEGINNING: Final = -1

@@ -191,7 +191,7 @@ def store_row(row: np.ndarray, stored: np.ndarray, scale: np.ndarray, position: 
 
 
 @overload(store_row, strict=False)
-def _store_row(row: Any, stored: Any, scale: Any, position: Any) -> Any:  # noqa: ARG001
+def _store_row(row: Any, stored: Any, scale: Any, position: Any) -> Any:
     if stored.dtype == types.uint16:
         return lambda row, stored, scale, position: _store_bfloat(row, stored[position], scale)
     if stored.dtype == types.int8:
@@ -200,14 +200,14 @@ def _store_row(row: Any, stored: Any, scale: Any, position: Any) -> Any:  # noqa
 
 
 @jit
-def _store_float(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:  # noqa: ARG001
+def _store_float(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:
     stored[row.size :] = 0
     for i in range(row.size):
         stored[i] = row[i]
 
 
 @jit
-def _store_bfloat(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:  # noqa: ARG001
+def _store_bfloat(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:
     stored[row.size :] = 0
     for i in range(row.size):
         bits = bits_of(row[i])

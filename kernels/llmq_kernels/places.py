@@ -37,7 +37,8 @@ ROW_BYTES: Final = 13
 SCALE_BYTES: Final = 14
 """Bytes of a row of scales."""
 ZERO_FORM: Final = 15
-"""Address of two float32: what a stored zero point is multiplied by, and what is taken off then."""
+"""Address of three float32: what a stored zero point is multiplied by, what is taken off then, and what the sums of the
+activations are multiplied by."""
 
 # Scratch, a part for each worker; the places in it count from its beginning:
 SCRATCH: Final = 16

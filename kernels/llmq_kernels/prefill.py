@@ -7,6 +7,7 @@ stays in the first-level cache, and the sums of its rows, float32 (tokens, rows)
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
@@ -60,8 +61,11 @@ __all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape"]
 BLOCK: Final = 512
 """Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
 
-_STEPS: Final = 4
-"""Steps of four codes that are emitted one after the other."""
+_STEPS: Final = 2
+"""Steps of four codes that are emitted one after the other: of more, LLVM would move the loads up and spill them."""
+
+_BURSTS: Final = 2
+"""Bursts of an `Accumulator` that are emitted one after the other."""
 
 _SHAPES: Final = {"avx512vnni": (1, 12), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
 
@@ -137,7 +141,7 @@ def _transpose(emitter: Emitter, rows: list[Any]) -> list[Any]:
 
 @intrinsic
 def _multiply_tile(
-    typingctx: Any, tile: Any, x: Any, scales: Any, totals: Any, counts: Any, bits: Any, share: Any
+    typingctx: Any, tile: Any, x: Any, scales: Any, totals: Any, counts: Any, bits: Any, share: Any, forms: Any
 ) -> Any:
     """Add the products of a tile and all tokens to their sums.
 
@@ -148,13 +152,15 @@ def _multiply_tile(
     x : (int64, int64, int64, int64, int64)
         Addresses of the first token's codes, scales and sums of values, and bytes to the next token's codes and scales.
     scales : (int64, int64)
-        Addresses of the scales, and of minus scales times zero points, float32 (groups, rows) both.
+        Addresses of the scales, and of minus scales times zero points, float32 (groups, rows) both; the second is not
+        read where all zero points are the same, and the sums of values carry minus that zero point.
     totals : int64
         Address of the sums, float32 (tokens, rows).
     counts : (int64, int64)
         Groups of activations in the tile, and tokens, a multiple of those that meet at a time.
-    bits, share : pointers
-        Their lengths are the width of a code and the binary logarithm of the group of activations.
+    bits, share, forms : pointers
+        Their lengths are the width of a code, the binary logarithm of the group of activations, and 1 where all zero
+        points are the same, else 2.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -162,7 +168,8 @@ def _multiply_tile(
         x = [builder.extract_value(args[1], i) for i in range(5)]
         scales = [builder.extract_value(args[2], i) for i in range(2)]
         groups, tokens = (builder.extract_value(args[4], i) for i in range(2))
-        kernel = _TileKernel(emitter, length(signature.args[5]), 2 ** length(signature.args[6]), args[0], scales)
+        bits, share, forms = (length(signature.args[i]) for i in (5, 6, 7))
+        kernel = _TileKernel(emitter, (bits, 2**share, forms == 1), args[0], scales)
 
         def body(token: Any, values: list[Any]) -> list[Any]:
             kernel.emit_tokens(token, x, args[3], groups)
@@ -171,14 +178,15 @@ def _multiply_tile(
         emitter.loop(tokens, tile_shape(emitter.target)[1], [], body)
         return context.get_dummy_value()
 
-    return types.void(tile, x, scales, totals, counts, bits, share), emit
+    return types.void(tile, x, scales, totals, counts, bits, share, forms), emit
 
 
 class _TileKernel:
     """Emits the products of a tile with a few tokens."""
 
-    def __init__(self, emitter: Emitter, bits: int, group: int, tile: Any, scales: list[Any]) -> None:
+    def __init__(self, emitter: Emitter, variant: tuple[int, int, bool], tile: Any, scales: list[Any]) -> None:
         self.emitter = emitter
+        bits, group, self.symmetric = variant
         self.steps = group // 4
         self.dot = new_accumulator(emitter, bits)
         self.vectors, self.tokens = tile_shape(emitter.target)
@@ -202,10 +210,15 @@ class _TileKernel:
                     emitter.splat(emitter.load(emitter.add(base, emitter.mul(group, 4)), F32)) for base in factors[t]
                 ]
                 kind = ir.VectorType(F32, emitter.target.lanes)
-                scale, zero = (emitter.load(emitter.add(base, at), kind, v * width) for base in self.scales)
-                value = emitter.builder.fmul(emitter.to_float(total), own[0])
-                value = emitter.fma(value, scale, emitter.load(sums[t], kind, v * width))
-                emitter.store(emitter.fma(zero, own[1], value), sums[t], v * width)
+                scale = emitter.load(emitter.add(self.scales[0], at), kind, v * width)
+                before = emitter.load(sums[t], kind, v * width)
+                if self.symmetric:
+                    value = emitter.fma(emitter.to_float(total), own[0], own[1])
+                else:
+                    value = emitter.builder.fmul(emitter.to_float(total), own[0])
+                    zero = emitter.load(emitter.add(self.scales[1], at), kind, v * width)
+                    before = emitter.fma(zero, own[1], before)
+                emitter.store(emitter.fma(value, scale, before), sums[t], v * width)
             return values
 
         emitter.loop(groups, 1, [], body)
@@ -215,15 +228,19 @@ class _TileKernel:
         emitter = self.emitter
         first = emitter.mul(group, self.steps)
         burst = min(self.dot.burst, self.steps)
-        if burst == self.steps:
-            return self._burst(first, codes, burst)
+        if self.steps <= _BURSTS * burst:
+            bursts = [self._burst(emitter.add(first, step), codes, burst) for step in range(0, self.steps, burst)]
+            return [functools.reduce(emitter.builder.add, values) for values in zip(*bursts, strict=True)]
         zero = ir.Constant(ir.VectorType(I32, emitter.target.lanes), None)
+        unrolled = max(burst, _STEPS)
 
-        def body(step: Any, totals: list[Any]) -> list[Any]:
-            found = self._burst(emitter.add(first, step), codes, burst)
-            return [emitter.builder.add(total, value) for total, value in zip(totals, found, strict=True)]
+        def body(start: Any, totals: list[Any]) -> list[Any]:
+            for step in range(0, unrolled, burst):
+                found = self._burst(emitter.add(emitter.add(first, start), step), codes, burst)
+                totals = [emitter.builder.add(total, value) for total, value in zip(totals, found, strict=True)]
+            return totals
 
-        return emitter.loop(emitter.opaque(self.steps), burst, [zero] * len(self.places), body)
+        return emitter.loop(emitter.opaque(self.steps), unrolled, [zero] * len(self.places), body)
 
     def _burst(self, first: Any, codes: list[Any], steps: int) -> list[Any]:
         emitter = self.emitter
@@ -284,19 +301,21 @@ def _load_scales(p: Any, job: int, rows: tuple[int, int, int], scratch: int) -> 
         scale = p[job + SCALE] + row * p[SCALE_BYTES], p[KIND], p[GROUPS], p[REPEAT]
         zero = p[job + ZERO] + row * p[job + ZERO_ROW], p[job + ZERO_STEP]
         multiply_scales(scale, zero, (form[0], form[1]), ones, scratch + p[SPARE], scratch + 2 * size)
-        stored = octets(zero[0])
         for group in range(p[GROUPS]):
-            point = np.float32(stored[group // p[REPEAT] * zero[1]]) * form[0] - form[1]
             scales[group * n_rows + r] = line[group]
-            zeros[group * n_rows + r] = -(line[group] * point)
+        if zero[1]:
+            stored = octets(zero[0])
+            for group in range(p[GROUPS]):
+                point = np.float32(stored[group // p[REPEAT]]) * form[0] - form[1]
+                zeros[group * n_rows + r] = -(line[group] * point)
     return scratch, scratch + size
 
 
 @jit
-def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, bits: Any, share: Any) -> None:
+def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, variant: tuple[Any, Any, Any]) -> None:
     """Multiply one tile of `rows`, (first, how many, those of a tile), by all tokens."""
     first, count, n_rows = rows
-    _, at_a_time, codes, chunk = _constants(bits)
+    _, at_a_time, codes, chunk = _constants(variant[0])
     start, step = p[job + PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
     if count < n_rows or first + n_rows > p[job + SAFE_ROWS]:
         for r in range(count):
@@ -312,17 +331,17 @@ def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, b
         chunks = min(BLOCK, p[PADDED] - column) // codes
         group = column // p[GROUP]
         groups = min(BLOCK // p[GROUP], p[GROUPS] - group)
-        _unpack_tile((start + column // codes * chunk, step), chunks, tile, bits)
+        _unpack_tile((start + column // codes * chunk, step), chunks, tile, variant[0])
         x = p[X_CODES] + column, p[X_SCALES] + 4 * group, p[X_SUMS] + 4 * group, p[PADDED], p[STRIDE]
         own = scales + 4 * n_rows * group, zeros + 4 * n_rows * group
-        _multiply_tile(tile, x, own, scratch + p[TOTALS], (groups, tokens), bits, share)
+        _multiply_tile(tile, x, own, scratch + p[TOTALS], (groups, tokens), variant[0], variant[1], variant[2])
     for token in range(p[TOKENS]):
         out = floats(p[job + OUT] + 4 * (token * p[job + ROWS] + first))
         for r in range(count):
             out[r] = totals[token * n_rows + r]
 
 
-def prefill_rows(p: Any, number: int, bits: Any, share: Any) -> None:
+def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None:
     """Multiply all tokens by tiles of rows, as long as there are any: a worker (see `llmq_kernels.workers`).
 
     Parameters
@@ -331,7 +350,7 @@ def prefill_rows(p: Any, number: int, bits: Any, share: Any) -> None:
         See `llmq_kernels.places`.
     number : int
         Of this worker.
-    bits, share : pointers
+    bits, share, forms : pointers
         See `_multiply_tile`.
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
@@ -343,6 +362,6 @@ def prefill_rows(p: Any, number: int, bits: Any, share: Any) -> None:
         while taken < n_tiles:
             first = taken * n_rows
             rows = first, min(n_rows, p[job + ROWS] - first), n_rows
-            _multiply_rows(p, job, rows, scratch, bits, share)
+            _multiply_rows(p, job, rows, scratch, (bits, share, forms))
             taken = next_number(p[COUNTER])
         taken -= n_tiles

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from llmq.runtime.linear import Fan
 from llmq.runtime.rotary import RotaryTable
 from llmq_kernels.attention import attention
 from llmq_kernels.heads import HeadNorms, store_heads
@@ -42,6 +44,11 @@ class Attention:
     k_norm: np.ndarray | None
     window: int | None
 
+    @cached_property
+    def qkv(self) -> Fan:
+        """The projections of the block's input."""
+        return Fan((self.q, self.k, self.v))
+
 
 @dataclass(frozen=True, eq=False)
 class Mlp:
@@ -50,6 +57,11 @@ class Mlp:
     gate: Linear
     up: Linear
     down: Linear
+
+    @cached_property
+    def gate_up(self) -> Fan:
+        """The projections of the block's input."""
+        return Fan((self.gate, self.up))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +144,10 @@ class Decoder:
     def _attend(self, x: np.ndarray, turn: tuple[np.ndarray, np.ndarray], layer: int, cache: KVCache) -> np.ndarray:
         weights, kept, room = self.blocks[layer].attention, cache.layers[layer], cache.scratch.room
         count, head_dim = x.shape[0], self.config.head_dim
-        queries, keys, values = (
-            linear(x, out=room(name, (count, linear.shape[0]))).reshape(count, -1, head_dim)
-            for name, linear in (("queries", weights.q), ("keys", weights.k), ("values", weights.v))
-        )
+        named = zip(("queries", "keys", "values"), (weights.q, weights.k, weights.v), strict=True)
+        heads = [room(name, (count, linear.shape[0])) for name, linear in named]
+        weights.qkv(x, heads)
+        queries, keys, values = (array.reshape(count, -1, head_dim) for array in heads)
         store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
         mixed = attention(
             queries,
@@ -149,5 +161,6 @@ class Decoder:
 
     def _gate(self, x: np.ndarray, weights: Mlp, cache: KVCache) -> np.ndarray:
         room, shape = cache.scratch.room, (x.shape[0], weights.gate.shape[0])
-        gate, up = weights.gate(x, out=room("gate", shape)), weights.up(x, out=room("up", shape))
+        gate, up = room("gate", shape), room("up", shape)
+        weights.gate_up(x, (gate, up))
         return weights.down(swiglu(gate, up, out=gate), out=room("delta", x.shape))

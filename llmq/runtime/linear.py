@@ -9,14 +9,17 @@ import ml_dtypes
 import numpy as np
 
 from llmq_kernels import matmul as kernel
+from llmq_kernels.bundle import Bundle
 from llmq_kernels.dense import matmul_dense
 from llmq_kernels.floats import widen
 from llmq_kernels.gather import gather
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmq.spec import QuantizedTensor
 
-__all__ = ["Compute", "DenseLinear", "Linear", "PackedLinear", "matmul"]
+__all__ = ["Compute", "DenseLinear", "Fan", "Linear", "PackedLinear", "matmul"]
 
 Compute = Literal["int8", "float32"]
 
@@ -33,6 +36,11 @@ class Linear(Protocol):
     @property
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)`."""
+        ...
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """What is added to each token's product, float32 (out_features,)."""
         ...
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -115,6 +123,47 @@ class DenseLinear:
         """Rows by number, int64 (n,), as float32 (n, in_features)."""
         found: np.ndarray = self._bits[ids]
         return found if found.dtype == np.float32 else widen(found, _KINDS[self.weight.dtype])
+
+
+class Fan:
+    """Linears that read the same activations: packed ones of one form multiply in one go of the threads.
+
+    Parameters
+    ----------
+    linears : sequence of Linear
+        Of the same `in_features`.
+    """
+
+    def __init__(self, linears: Sequence[Linear]) -> None:
+        self._linears = tuple(linears)
+        together: dict[Any, list[int]] = {}
+        for number, linear in enumerate(linears):
+            matrix = linear.weight.matrix if isinstance(linear, PackedLinear) and linear.compute == "int8" else None
+            served = matrix is not None and kernel.bundle_of(matrix) is not None
+            form = (*matrix.form, matrix.zero_point is None) if matrix is not None and served else number
+            together.setdefault(form, []).append(number)
+        self._bundles: list[tuple[Bundle | None, list[int]]] = []
+        for form, numbers in together.items():
+            matrices = [linear.weight.matrix for n in numbers if isinstance(linear := linears[n], PackedLinear)]
+            self._bundles.append((Bundle(matrices) if isinstance(form, tuple) else None, numbers))
+
+    def __call__(self, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
+        """Multiply float32 (tokens, in_features) by all weights.
+
+        Parameters
+        ----------
+        x : float32 (tokens, in_features)
+            C-contiguous.
+        outs : sequence of float32 (tokens, out_features)
+            C-contiguous; written, one for each linear.
+        """
+        for bundle, numbers in self._bundles:
+            if bundle is None:
+                self._linears[numbers[0]](x, out=outs[numbers[0]])
+                continue
+            bundle.multiply(x, [outs[n] for n in numbers])
+            for n in numbers:
+                _add(outs[n], self._linears[n].bias)
 
 
 def _add(product: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
