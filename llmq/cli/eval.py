@@ -57,6 +57,7 @@ def command(
         found = evaluate(loaded, tokens, context=context, max_tokens=max_tokens, base=against, progress=progress)
     result = asdict(found) | {
         "protocol": found.protocol,
+        "kv_bits": loaded.kv_bits,
         "bits_per_weight": loaded.bits_per_weight,
         "seconds": time.perf_counter() - began,
     }

@@ -104,7 +104,7 @@ def test_against_transformers(write_pico, tmp_path):
         with torch.no_grad():
             loss = model(window, labels=window).loss
         total, count = total + float(loss) * (window.shape[1] - 1), count + window.shape[1] - 1
-    found = evaluate(llmq.load(folder), tokens, context=32)
+    found = evaluate(llmq.load(folder, compute="float32"), tokens, context=32)
     assert found.tokens == count
     assert found.perplexity == pytest.approx(np.exp(total / count), rel=1e-4)
 

@@ -34,6 +34,38 @@ def test_the_cache_holds_all_but_the_last_token(model):
     assert tokens + more == list(model.generate([5, 6, 7], max_tokens=7, stop_tokens=()))
 
 
+def test_room_is_made_for_all_tokens_at_once(model):
+    cache = model.new_cache(4)
+    generation = model.generate([5, 6, 7], max_tokens=90, stop_tokens=(), cache=cache)
+    assert cache.capacity == 93
+    next(generation)
+    layers = list(cache.layers)
+    list(generation)
+    assert all(a is b for a, b in zip(layers, cache.layers, strict=True))
+    model.generate([5], max_tokens=10**15, cache=cache)
+    assert cache.capacity == 200, "no more than the context"
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(16, 0.02), (8, 0.06)])
+def test_caches_of_fewer_bits(chatty, bits, bound):
+    tokens = np.random.default_rng(0).integers(0, 300, 150)
+    exact = load(chatty, compute="float32")(tokens)
+    model = load(chatty, compute="float32", kv_bits=bits)
+    assert model.new_cache().bits == bits
+    found = model(tokens)
+    assert 0 < np.abs(found - exact).max() < bound * np.abs(exact).max()
+    cache = model.new_cache(1)
+    one_by_one = np.stack([model([token], cache)[0] for token in tokens])
+    np.testing.assert_allclose(one_by_one, found, atol=bound / 4 * np.abs(exact).max())
+
+
+def test_bits_of_caches_follow_the_computation(chatty):
+    assert load(chatty).kv_bits == 16
+    assert load(chatty, compute="float32").kv_bits == 32
+    with pytest.raises(UsageError, match="kv_bits"):
+        load(chatty, kv_bits=4)
+
+
 def test_stop_tokens_end_it_and_are_not_given(model):
     tokens = list(model.generate([5, 6, 7], max_tokens=9, stop_tokens=()))
     stop = tokens[4]
