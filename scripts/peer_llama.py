@@ -11,9 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from llmq.checkpoint.mapped import MappedCheckpoint
-from llmq.checkpoint.source import open_source
-
 __all__ = ["TYPES", "LlamaCpp", "LlamaQuantizer", "streamed_bytes", "write_gguf"]
 
 TYPES: Final = {"Q4_0": 2, "Q4_K": 14, "IQ4_XS": 30, "Q8_0": 7, "Q2_K": 10}
@@ -38,6 +35,10 @@ _NAMES: Final = {
 def write_gguf(model: Path, path: Path) -> None:
     """Write a Llama checkpoint as a GGUF file: matrices in float16, no vocabulary. Streamed tensor by tensor."""
     import gguf
+
+    # Not above: llama.cpp must not find what llmq sets for its own threads.
+    from llmq.checkpoint.mapped import MappedCheckpoint
+    from llmq.checkpoint.source import open_source
 
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -149,6 +150,11 @@ class LlamaCpp:
         self._context = library.llama_init_from_model(self._model, params)
         self._batch = library.llama_batch_init(512, 0, 1)
         self._length = 0
+        self._bytes = streamed_bytes(Path(path))
+
+    def streamed_bytes(self) -> int:
+        """Bytes of weights that a token reads."""
+        return self._bytes
 
     def prefill(self, tokens: int) -> float:
         """Read a prompt into an empty cache; seconds until the logits of its last token are there."""
@@ -158,9 +164,8 @@ class LlamaCpp:
     def decode(self, context: int, tokens: int) -> float:
         """Make `tokens` tokens, one after the other, the last of which fills the cache to `context`; seconds."""
         start = context - tokens
-        if self._length < start:
-            while self._length < start:
-                self._feed(min(512, start - self._length))
+        while self._length < start:
+            self._feed(min(512, start - self._length))
         self._truncate(start)
         began = time.perf_counter()
         for _ in range(tokens):
