@@ -50,7 +50,7 @@ class Options:
     group_sizes: tuple[int, ...] = (32, 64, 128)
     tokens: tuple[int, ...] = (1, 128, 512)
     shape: tuple[int, int] = (4096, 11008)
-    working_set: int = 1_200_000_000
+    working_set: int = 400_000_000
     types: tuple[str, ...] = tuple(TYPES)
     models: Models = field(default_factory=lambda: Models(Path("bench-models")))
 
@@ -335,7 +335,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option("--group-sizes", default="32,64,128", callback=_numbers, help="Of matmul.")
 @click.option("--tokens", default="1,128,512", callback=_numbers, help="Of matmul; those beyond 1 are the prompts too.")
 @click.option("--shape", default="4096,11008", callback=_numbers, help="Rows and columns, of matmul.")
-@click.option("--working-set", type=SIZE, default="1.2GB", help="Bytes of weights, of matmul.")
+@click.option("--working-set", type=SIZE, default="400MB", help="Bytes of weights, of matmul.")
 @click.option("--types", default=",".join(TYPES), help="Of llama.cpp.")
 @click.option("--folder", type=click.Path(path_type=Path), default="bench-models", help="Where models are kept.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A Llama checkpoint; a random one if none.")
