@@ -113,10 +113,10 @@ def serve(module: str, name: str, questions: TextIO, answers: TextIO) -> None:
                 target, result = getattr(importlib.import_module(module), name)(**question), None
             else:
                 result = getattr(target, question["method"])(**question["arguments"])
-            answer = {"result": result}
+            answer = json.dumps({"result": result})
         except Exception as error:  # noqa: BLE001, RUF100
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
+            answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
+        answers.write(answer + "\n")
         answers.flush()
 
 

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from peer_child import Child
 from peer_llama import write_gguf
 
-__all__ = ["COUNTERPARTS", "Models"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COUNTERPARTS", "Models", "quantized"]
 
 COUNTERPARTS: Final = {
     "Q4_0": ("--bits", "4", "--group-size", "64"),
@@ -43,11 +46,14 @@ class Models:
 
     def checkpoint(self) -> Path:
         """Find the checkpoint; written first where there is none: 3.8 GB."""
-        if self.given is not None:
-            return self.given
-        path = self.folder / "llama-1.9b"
-        if not path.exists():
-            _run(Path(__file__).with_name("make_checkpoint.py"), "llama-7b", path, "--layers", "8")
+        return self.given or self.random(8)
+
+    def random(self, layers: int) -> Path:
+        """Find a random checkpoint of the shape of a 7B Llama, with fewer layers; written first where there is none."""
+        path = self.folder / f"llama-{layers}-layers"
+        if not (path / "config.json").exists():
+            _tell_of(path)
+            _run(Path(__file__).with_name("make_checkpoint.py"), "llama-7b", path, "--layers", layers)
         return path
 
     def float_gguf(self) -> Path:
@@ -73,13 +79,16 @@ class Models:
 
     def counterpart(self, kind: str) -> Path:
         """Find our checkpoint that a type is held against."""
-        flags = COUNTERPARTS[kind]
-        path = self.folder / "".join(flags).replace("--", "-").lstrip("-")
-        if not (path / "config.json").exists():
-            checkpoint = self.checkpoint()
-            _tell_of(path)
-            _run("-m", "llmq", "-q", "quantize", checkpoint, "-o", path, "--method", "rtn", *flags)
-        return path
+        return quantized(self.checkpoint(), self.folder, COUNTERPARTS[kind])
+
+
+def quantized(checkpoint: Path, folder: Path, flags: Sequence[str]) -> Path:
+    """Find what `llmq quantize --method rtn` makes of a checkpoint with some flags, made first where there is none."""
+    path = folder / f"{checkpoint.name}{''.join(flags).replace('--', '-')}"
+    if not (path / "config.json").exists():
+        _tell_of(path)
+        _run("-m", "llmq", "-q", "quantize", checkpoint, "-o", path, "--method", "rtn", *flags)
+    return path
 
 
 def _tell_of(path: Path) -> None:
