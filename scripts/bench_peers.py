@@ -169,9 +169,9 @@ def matmul_makers(
     }
     makers: dict[str, Callable[[], Child]] = {OURS: partial(Child, "peer_matmul", "LlmqMatmul", **shared)}
     if "ONNX Runtime" not in absent:
-        makers["ONNX Runtime"] = partial(Child, "peer_matmul", "OrtMatmul", **shared, spin=False)
+        makers["ONNX Runtime"] = partial(Child, "peer_matmul", "OrtMatmul", **shared)
         if threads > 1:
-            makers["ONNX Runtime spinning"] = partial(Child, "peer_matmul", "OrtMatmul", **shared, spin=True)
+            makers["ONNX Runtime spinning"] = partial(Child, "peer_matmul", "OrtMatmulSpinning", **shared)
     if "torch" not in absent and bits == 4:
         makers["torch"] = partial(Child, "peer_matmul", "TorchMatmul", **shared)
     return makers

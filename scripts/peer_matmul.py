@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["LlmqMatmul", "OrtMatmul", "TorchMatmul", "matrices_of"]
+__all__ = ["LlmqMatmul", "OrtMatmul", "OrtMatmulSpinning", "TorchMatmul", "matrices_of"]
 
 _PRODUCTS: Final = 40_000_000_000
 _FEWEST: Final = 4
@@ -59,16 +59,10 @@ class LlmqMatmul:
 class OrtMatmul:
     """`MatMulNBits` of ONNX Runtime with int8 activations (`accuracy_level=4`), one graph of all matrices."""
 
+    spinning = "0"
+
     def __init__(
-        self,
-        shape: tuple[int, int],
-        bits: int,
-        group_size: int,
-        *,
-        tokens: int,
-        threads: int,
-        working_set: int,
-        spin: bool,
+        self, shape: tuple[int, int], bits: int, group_size: int, *, tokens: int, threads: int, working_set: int
     ) -> None:
         import onnxruntime
 
@@ -77,7 +71,7 @@ class OrtMatmul:
         self._bytes = rows * (columns * bits // 8 + 4 * (columns // group_size))
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", self.spinning)
         graph = _graph((rows, columns), bits, group_size, tokens, self._count)
         self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
@@ -98,6 +92,12 @@ class OrtMatmul:
         began = time.perf_counter()
         self._session.run_with_iobinding(self._binding, self._options)
         return (time.perf_counter() - began) / self._count
+
+
+class OrtMatmulSpinning(OrtMatmul):
+    """The same with threads that spin while they wait."""
+
+    spinning = "1"
 
 
 def _graph(shape: tuple[int, int], bits: int, group_size: int, tokens: int, count: int) -> bytes:

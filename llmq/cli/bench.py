@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -61,13 +60,13 @@ def _shared(runs: int) -> Callable[[_Command], _Command]:
     """`--threads`, `--runs` with its default, and `--json`."""
 
     def decorate(command: _Command) -> _Command:
-        count, every = click.IntRange(min=1), tuple(dict.fromkeys((1, os.cpu_count() or 1)))
+        count = click.IntRange(min=1)
         numbers = "Numbers of threads to measure with.  [default: 1 and all]"
         command = json_option(command)
         command = click.option("-r", "--runs", type=count, default=runs, show_default=True, metavar="N", help=_RUNS)(
             command
         )
-        return click.option("-t", "--threads", type=_COUNTS, default=every, metavar="N,N", help=numbers)(command)
+        return click.option("-t", "--threads", type=_COUNTS, metavar="N,N", help=numbers)(command)
 
     return decorate
 
@@ -103,7 +102,7 @@ def command() -> None:
 @_shared(runs=5)
 def _matmul(as_json: bool, **settings: Any) -> None:
     """Time the packed matmul on random weights, too many for any cache."""
-    prepare_kernels(max(settings["threads"]))
+    settings["threads"] = _prepare(settings["threads"])
     from llmq.benchmarks.matmul import MatmulSettings, bench_matmul
 
     with show_progress() as progress:
@@ -139,7 +138,7 @@ def _generate(model: str, as_json: bool, **settings: Any) -> None:
     The seconds of a prefill are the time to the first token. What is longer than the model's own context is
     left out.
     """
-    prepare_kernels(max(settings["threads"]))
+    settings["threads"] = _prepare(settings["threads"])
     from llmq.benchmarks.generate import GenerateSettings, bench_generate
 
     with show_progress() as progress:
@@ -165,7 +164,7 @@ def _generate(model: str, as_json: bool, **settings: Any) -> None:
 @_shared(runs=3)
 def _quantize(model: str, as_json: bool, **settings: Any) -> None:
     """Time shrinking a checkpoint by each method: reading, checksums and writing to disk included."""
-    prepare_kernels(max(settings["threads"]))
+    settings["threads"] = _prepare(settings["threads"])
     from llmq.benchmarks.quantize import QuantizeSettings, bench_quantize
 
     with show_progress() as progress:
@@ -180,11 +179,20 @@ def _quantize(model: str, as_json: bool, **settings: Any) -> None:
 @_shared(runs=1)
 def _memory(model: str, as_json: bool, **settings: Any) -> None:
     """Measure the peaks of memory while a model is loaded, reads a prompt and makes tokens."""
+    settings["threads"] = _prepare(settings["threads"])
     from llmq.benchmarks.memory import MemorySettings, bench_memory
 
     with show_progress() as progress:
         table = bench_memory(model, MemorySettings(**settings), progress)
     _show(table, as_json, _SIZES)
+
+
+def _prepare(asked: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Make kernels ready for the numbers of threads that are asked for; one and all of them by default."""
+    prepare_kernels(max(asked) if asked else None)
+    from llmq_kernels.jit import threads
+
+    return asked or tuple(dict.fromkeys((1, threads())))
 
 
 def _figure(form: str, scale: float = 1.0) -> Callable[[float | None], str]:

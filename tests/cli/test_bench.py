@@ -96,6 +96,13 @@ def test_errors_are_a_line_and_a_hint(call, arguments, code, message):
     assert len(lines) <= 2
 
 
+def test_threads_are_one_and_all_unless_asked_for(call):
+    from llmq_kernels.jit import threads
+
+    found = json.loads(call("-q", *MATMUL, "--working-set", "40K", "-r", 1, "--json")[1])
+    assert {row["threads"] for row in found["rows"]} == {1, threads()}
+
+
 @pytest.mark.parametrize("name", ["matmul", "generate", "quantize", "memory"])
 def test_each_benchmark_has_help(call, name):
     code, out, _ = call("bench", name, "-h")
