@@ -201,10 +201,11 @@ def _start_rows(model: str, runs: int, progress: Progress) -> list[Row]:
     progress.start("starting processes", runs + 1, "runs")
     rows = []
     with tempfile.TemporaryDirectory(prefix="llmq-") as cache:
+        environment = {"LLMQ_CACHE_DIR": cache, "NUMBA_NUM_THREADS": str(threads())}
         for kind, count in (("cold", 1), ("warm", runs)):
             taken = []
             for _ in range(count):
-                taken.append(python("-m", stages.__name__, model, "8", "8", environment={"LLMQ_CACHE_DIR": cache}))
+                taken.append(python("-m", stages.__name__, model, "8", "8", environment=environment))
                 progress.advance(1)
             for name, last in (("first matmul", 1), ("first token", 3)):
                 seconds = statistics.median(
