@@ -38,8 +38,8 @@ _ROWS: Final = 32
 _KINDS: Final = {4: 1, 2: 2, 1: 3}
 """The variant of `attend` by bytes of an element."""
 
-_PARALLEL: Final = 1 << 19
-"""Products of queries and keys from which waking the threads pays: about 40 microseconds of work."""
+_PARALLEL: Final = 1 << 16
+"""Products of queries and keys from which it pays to share the work: some 10 microseconds of it."""
 
 
 def attention_reference(

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import copy_bytes, floats, next_number
+from llmq_kernels.memory import copy_bytes, floats, next_number, prefetch
 from llmq_kernels.places import (
     CHUNK,
     COPIES,
@@ -171,7 +171,10 @@ def _step(
     results = floats(scratch + n_rows * tokens * p[STRIDE])
     for r in range(count):
         row = first + r * distance
-        scale = p[job + SCALE] + row * p[SCALE_BYTES], p[KIND], p[GROUPS], p[REPEAT]
+        start_of_scales = p[job + SCALE] + row * p[SCALE_BYTES]
+        for ahead in range(p[SCALE_BYTES], 2 * p[SCALE_BYTES], 64):
+            prefetch(start_of_scales + ahead)
+        scale = start_of_scales, p[KIND], p[GROUPS], p[REPEAT]
         zero = p[job + ZERO] + row * p[job + ZERO_ROW], p[job + ZERO_STEP]
         for t in range(tokens):
             own = p[X_SCALES] + t * p[STRIDE], p[X_SUMS] + t * p[STRIDE]

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 from llmq_kernels.jit import jit
-from llmq_kernels.simd import I8, I64, intrinsic
+from llmq_kernels.simd import I8, I64, Emitter, intrinsic, target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "floats",
     "next_number",
     "octets",
+    "prefetch",
 ]
 
 
@@ -116,6 +117,17 @@ def expand(typingctx: Any, target: Any, source: Any, size: Any, count: Any, repe
         return context.get_dummy_value()
 
     return types.void(target, source, size, count, repeat), emit
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an int64 address, which need not exist."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        Emitter(builder, target()).prefetch(args[0], 0)
+        return context.get_dummy_value()
+
+    return types.void(address), emit
 
 
 @intrinsic
