@@ -27,4 +27,4 @@ def test_finds_one_anywhere(at, value):
 
 def test_other_dtypes_are_refused():
     with pytest.raises(TypeError, match="float32"):
-        count_nonfinite(np.zeros(3))
+        count_nonfinite(np.zeros(3, np.int64))
