@@ -1,6 +1,6 @@
 """The smallest and the largest of a run of floats, found in their bits as explicit vectors of integers.
 
-Flipping all but the sign of negative floats makes their bits integers of the same order: for float16 and bfloat16 sixteen
+Flipping all but the sign of negative floats makes their bits integers of the same order: sixteen float16 or bfloat16
 to a vector, without widening, and NaN and infinity lie beyond every finite value.
 """
 
@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 __all__ = ["extreme_bits", "extreme_bits_reference"]
 
+_intrinsic: Any = intrinsic
 _VECTOR_BITS: Final = 256
 
 
@@ -30,10 +31,10 @@ def extreme_bits_reference(bits: np.ndarray) -> tuple[int, int]:
     [-2.0, 1.5]
     """
     width = 8 * bits.itemsize
-    signed = [int(value) - (int(value) >> (width - 1) << width) for value in bits]
     flip = (1 << (width - 1)) - 1
-    ordered = [0, *(value ^ flip if value < 0 else value for value in signed)]
-    low, high = min(ordered), max(ordered)
+    signed = bits.view(f"i{bits.itemsize}").astype(np.int64)
+    ordered = np.append(np.where(signed < 0, signed ^ flip, signed), 0)
+    low, high = int(ordered.min()), int(ordered.max())
     return (low ^ flip if low < 0 else low) % (1 << width), high
 
 
@@ -73,7 +74,7 @@ class _Emitter:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [x])
 
 
-@intrinsic
+@_intrinsic
 def extreme_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> Any:  # noqa: ARG001
     """Find the least and the largest of some columns of a row, and of zero.
 

@@ -245,7 +245,7 @@ def source_bits(name: str, array: Any) -> tuple[np.ndarray, int]:
     """
     dtype = np.asarray(array).dtype
     if dtype.name in ("float16", "bfloat16"):
-        return matrix_of(name, np.asarray(array), dtype).view(np.uint16), SCALE_KINDS[dtype.name]
+        return matrix_of(name, array, dtype.type).view(np.uint16), SCALE_KINDS[dtype.name]
     return matrix_of(name, array, np.float32).view(np.uint32), _FLOAT32
 
 

@@ -14,15 +14,36 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "fit_sums", "fit_sums_reference", "measure", "measure_reference"]
+__all__ = [
+    "LANES",
+    "fill_tile",
+    "fill_tile_reference",
+    "fit_sums",
+    "fit_sums_reference",
+    "measure",
+    "measure_reference",
+]
 
 LANES: Final = 16
 
 _WIDTH: Final = 8
 """Lanes of a vector: all that a loop needs of sixteen would not fit into the registers of AVX2."""
 
+_intrinsic: Any = intrinsic
 _VECTOR: Final = ir.VectorType(ir.FloatType(), _WIDTH)
 _UNROLL: Final = 4  # elements added to each other before they are added to the sum
+
+
+def fill_tile_reference(groups: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Specify `fill_tile` in plain NumPy: float32 (n, 16).
+
+    Examples
+    --------
+    >>> groups = np.arange(32, dtype=np.float32).reshape(16, 2)
+    >>> fill_tile_reference(groups, np.full(16, 2, np.float32))[:, :3].tolist()
+    [[0.0, 4.0, 8.0], [2.0, 6.0, 10.0]]
+    """
+    return np.asarray((groups * factor[:, None]).T, np.float32)
 
 
 def measure_reference(tile: np.ndarray, scale: np.ndarray, lowest: np.ndarray, span: np.float32) -> np.ndarray:
@@ -122,7 +143,58 @@ def _variable(builder: Any, value: Any) -> Any:
     return place
 
 
-@intrinsic
+_SHUFFLES: Final = (
+    ((0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)),  # of neighbours
+    ((0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)),  # two apart
+    ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)),  # four apart
+)
+"""Elements of two vectors that each step of a transposition brings together."""
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose eight vectors of eight."""
+    for step, pair in enumerate(_SHUFFLES):
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), _WIDTH), list(mask)) for mask in pair]
+        apart = 1 << step
+        pairs = [(i, i + apart) for i in range(_WIDTH) if not i & apart]
+        for i, j in pairs:
+            rows[i], rows[j] = (builder.shuffle_vector(rows[i], rows[j], mask) for mask in masks)
+    return [rows[i] for i in (0, 2, 1, 3, 4, 6, 5, 7)]  # the first step leaves its columns two apart
+
+
+@_intrinsic
+def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:  # noqa: ARG001
+    """Put sixteen groups side by side, each times a factor; the last elements, if not eight, are left out.
+
+    Parameters
+    ----------
+    groups : float32 (16, n)
+    factor : float32 (1, 16)
+    tile : float32 (at least n, 16)
+        Rows up to ``n // 8 * 8`` are written.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        n = builder.extract_value(array.shape, 1)
+        for lane in range(0, LANES, _WIDTH):
+            e = _Emitter(context, builder, lane)
+            factors = e.load(e.array(signature.args[1], args[1])[0], n.type(0))
+            data, _ = e.array(signature.args[2], args[2])
+            with cgutils.for_range(builder, builder.udiv(n, n.type(_WIDTH))) as loop:
+                first = builder.mul(loop.index, n.type(_WIDTH))
+                rows = []
+                for k in range(_WIDTH):
+                    place = builder.gep(array.data, [builder.add(builder.mul(n, n.type(lane + k)), first)])
+                    rows.append(builder.load(builder.bitcast(place, _VECTOR.as_pointer()), align=4))
+                for k, row in enumerate(_transposed(builder, rows)):
+                    e.store(builder.fmul(row, factors), data, builder.add(first, n.type(k)))
+        return context.get_dummy_value()
+
+    return types.void(groups, factor, tile), emit
+
+
+@_intrinsic
 def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: Any) -> Any:  # noqa: ARG001
     """Sum the squared error of candidates: ``(x - scale * clamp(rint(x / scale)))**2``, four elements at a time.
 
@@ -163,7 +235,7 @@ def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: A
     return types.void(tile, scale, lowest, types.float32, error), emit
 
 
-@intrinsic
+@_intrinsic
 def fit_sums(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, sums: Any) -> Any:  # noqa: ARG001
     """Sum ``x * code`` and ``code * code`` of each lane's best codes, in order.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from llmq_kernels.jit import jit
 
 __all__ = ["count_nonfinite", "nonfinite_reference"]
 
-_FORMS: Final = {
+_FORMS: Final[dict[str, tuple[Any, int, int]]] = {
     "float16": (np.uint16, 0x7FFF, 0x7C00),
     "bfloat16": (np.uint16, 0x7FFF, 0x7F80),
     "float32": (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
@@ -28,11 +28,12 @@ def nonfinite_reference(x: np.ndarray) -> tuple[int, int]:
     >>> nonfinite_reference(np.array([1.0, np.nan, -np.inf, np.inf], np.float16))
     (1, 2)
     """
-    return int(np.isnan(x).sum()), int(np.isinf(x).sum())
+    with np.errstate(invalid="ignore"):
+        return int(np.isnan(x).sum()), int(np.isinf(x).sum())
 
 
 @jit
-def _largest(bits: np.ndarray, magnitude: int) -> int:
+def _largest(bits: np.ndarray, magnitude: int) -> Any:
     """Find the largest magnitude among the bits of floats, uint (n,): one pass as fast as memory."""
     largest = bits.dtype.type(0)
     for value in bits:

@@ -87,9 +87,7 @@ def _choose_symmetric(ranges: np.ndarray, steps: float, kind: int, scale: np.nda
 
 
 @jit
-def _choose_asymmetric(
-    ranges: np.ndarray, steps: float, kind: int, scale: np.ndarray, zero_point: np.ndarray
-) -> None:
+def _choose_asymmetric(ranges: np.ndarray, steps: float, kind: int, scale: np.ndarray, zero_point: np.ndarray) -> None:
     """Choose scales and zero points, float32 (n,) and uint8 (n,), for ranges float32 (2, n)."""
     for i in range(scale.size):
         low, high = ranges[0, i], ranges[1, i]
@@ -133,7 +131,7 @@ def _range_scales(
             for i in range(count):
                 low, high = group_range(bits, source_kind, row, (first + i) * group_size, group_size)
                 ranges[0, i], ranges[1, i] = low, high
-                top = max(top, max(bits_of(low) & np.uint32(0x7FFFFFFF), bits_of(high)))
+                top = max(top, bits_of(low) & np.uint32(0x7FFFFFFF), bits_of(high))
             if zero_point.shape[0] == 0:
                 _choose_symmetric(ranges[:, :count], steps, kind, chosen[:count])
             else:

@@ -1,7 +1,7 @@
 """Scales of least squared error: for each group, a search over clippings and the sign of the scale.
 
-Sixteen groups are searched side by side, one a lane of a tile (see `llmq_kernels.lanes`): a table of candidate scales is
-filled, all are measured, and the best is kept and refitted to its own codes.
+Sixteen groups are searched side by side, one a lane of a tile (see `llmq_kernels.lanes`): a table of candidate scales
+is filled, all are measured, and the best is kept and refitted to its own codes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmq_kernels.floats import (
     widen_run,
 )
 from llmq_kernels.jit import jit
-from llmq_kernels.lanes import LANES, fit_sums, measure
+from llmq_kernels.lanes import LANES, fill_tile, fit_sums, measure
 from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 from llmq_kernels.quantize import zero_of
 from llmq_kernels.ranges import group_range, range_scales
@@ -32,10 +32,11 @@ __all__ = ["search_reference", "search_scales"]
 
 # Rows of the lanes' working memory, flat float32 (_ROWS * LANES,).
 _UNIT: Final = 0  # power of two that brings the group's largest magnitude near 1
-_LOW: Final = 1  # extremes of the group, in units of the tile, zero included
-_HIGH: Final = 2
-_EXTREME: Final = 3  # the one of larger magnitude
-_ROWS: Final = 4
+_BACK: Final = 1  # its inverse
+_LOW: Final = 2  # extremes of the group, in units of the tile, zero included
+_HIGH: Final = 3
+_EXTREME: Final = 4  # the one of larger magnitude
+_ROWS: Final = 5
 
 _TILES: Final = 8
 """Tiles that a thread takes at a time."""
@@ -71,25 +72,30 @@ def search_reference(group: np.ndarray, grid: Grid) -> float:
 def _load(bits: np.ndarray, kind: int, first: int, x: np.ndarray, tile: np.ndarray, work: np.ndarray) -> None:
     """Copy groups from `first` on into the lanes, scaled by a power of two so that squares neither vanish nor overflow.
 
-    Lanes and elements beyond the last are zero, which costs no grid an error. `x` is scratch, float32 (group_size,).
+    Lanes beyond the last group are zero, which costs no grid an error. `x` is scratch, float32 (LANES, group_size).
     """
     n_groups, size = bits.shape
+    units = np.empty((1, LANES), np.float32)
     for lane in range(LANES):
-        group = first + lane
         low = high = np.float32(0.0)
+        group = first + lane
         if group < n_groups:
-            widen_run(bits, kind, (group, 0, size), x)
+            widen_run(bits, kind, (group, 0, size), x[lane])
             low, high = group_range(bits, kind, group, 0, size)
         else:
-            x[:] = np.float32(0.0)
+            x[lane, :] = np.float32(0.0)
         exponent = np.int64(bits_of(max(high, -low)) >> 23)  # biased by 127
-        unit = float_of(np.uint32((254 - min(max(exponent, np.int64(27)), np.int64(227))) << 23))
-        work[_UNIT * LANES + lane] = unit
+        exponent = min(max(exponent, np.int64(27)), np.int64(227))
+        unit = float_of(np.uint32((254 - exponent) << 23))
+        units[0, lane] = work[_UNIT * LANES + lane] = unit
+        work[_BACK * LANES + lane] = float_of(np.uint32(exponent << 23))
         work[_LOW * LANES + lane] = low * unit
         work[_HIGH * LANES + lane] = high * unit
         work[_EXTREME * LANES + lane] = (high if high >= -low else low) * unit
-        for j in range(size):
-            tile[j, lane] = x[j] * unit
+    fill_tile(x, units, tile)
+    for j in range(size // 8 * 8, size):
+        for lane in range(LANES):
+            tile[j, lane] = x[lane, j] * units[0, lane]
 
 
 @jit
@@ -111,14 +117,13 @@ def _start(
 
 @jit
 def _propose_symmetric(work: np.ndarray, factors: np.ndarray, signed: int, kind: int, scales: np.ndarray) -> None:
-    """Fill rows 1 on of `scales` with the factors times each lane's extreme, or its magnitude if scales are positive."""
+    """Fill rows 1 on of `scales` with the factors times each lane's extreme, its magnitude if scales are positive."""
     for i in range(factors.shape[0]):
         factor, row = factors[i, 0], scales[i + 1]
         for lane in range(LANES):
             wanted = factor * work[_EXTREME * LANES + lane]
-            unit = work[_UNIT * LANES + lane]
-            wanted = wanted if signed else abs(wanted)
-            row[lane] = round_single(wanted / unit, kind) * unit
+            wanted = (wanted if signed else abs(wanted)) * work[_BACK * LANES + lane]
+            row[lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
 
 
 @jit
@@ -127,12 +132,13 @@ def _propose_asymmetric(
 ) -> None:
     """Fill rows 1 on with scales and lowest codes of ranges whose low end is shrunk by `factors[i, 0]`, high by [1]."""
     for i in range(factors.shape[0]):
+        shrink_low, shrink_high, row, row_lowest = factors[i, 0], factors[i, 1], scales[i + 1], lowest[i + 1]
         for lane in range(LANES):
-            low, high = work[_LOW * LANES + lane] * factors[i, 0], work[_HIGH * LANES + lane] * factors[i, 1]
-            unit = work[_UNIT * LANES + lane]
-            s = round_single((high - low) / levels / unit, kind) * unit
-            scales[i + 1, lane] = s
-            lowest[i + 1, lane] = -min(max(np.rint(-low / s), np.float32(0.0)), levels)
+            low, high = work[_LOW * LANES + lane] * shrink_low, work[_HIGH * LANES + lane] * shrink_high
+            wanted = (high - low) / levels * work[_BACK * LANES + lane]
+            s = round_single(wanted, kind) * work[_UNIT * LANES + lane]
+            row[lane] = s
+            row_lowest[lane] = -min(max(np.rint(-low / s), np.float32(0.0)), levels)
 
 
 @jit
@@ -145,8 +151,9 @@ def _choose(
     """
     scales, lowest, errors = table
     for i in range(scales.shape[0]):
+        row, row_lowest, row_errors = scales[i], lowest[i], errors[i]
         for lane in range(LANES):
-            s, low, error = scales[i, lane], lowest[i, lane], errors[i, lane]
+            s, low, error = row[lane], row_lowest[lane], row_errors[lane]
             farthest = abs(s) * max(-low, low + span)
             better = (farthest <= _LARGEST_FLOAT * work[_UNIT * LANES + lane]) & (error < best[2, lane])
             best[0, lane] = s if better else best[0, lane]
@@ -170,8 +177,8 @@ def _refit(
     sums = np.empty((2, LANES), np.float32)
     fit_sums(tile, scales, lowest, span, sums)
     for lane in range(LANES):
-        unit = work[_UNIT * LANES + lane]
-        scales[0, lane] = round_single(sums[0, lane] / max(sums[1, lane], np.float32(1.0)) / unit, kind) * unit
+        wanted = sums[0, lane] / max(sums[1, lane], np.float32(1.0)) * work[_BACK * LANES + lane]
+        scales[0, lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
     measure(tile, scales, lowest, span, errors)
     _choose(work, (scales, lowest, errors), span, best)
 
@@ -198,40 +205,65 @@ def _search(
     """
     n_groups, group_size = groups.shape
     for part in numba.prange((n_groups + _TILES * LANES - 1) // (_TILES * LANES)):
+        x = np.empty((LANES, group_size), np.float32)
         tile = np.zeros(((group_size + 3) // 4 * 4, LANES), np.float32)
+        work = np.empty(_ROWS * LANES, np.float32)
+        rows = factors.shape[0] + 1
+        table = (
+            np.empty((rows, LANES), np.float32),
+            np.empty((rows, LANES), np.float32),
+            np.empty((rows, LANES), np.float32),
+        )
+        best = np.empty((3, LANES), np.float32)
         start = part * _TILES * LANES
         for first in range(start, min(start + _TILES * LANES, n_groups), LANES):
-            _search_tile(groups, form, source_kind, factors, scales, first, tile)
+            _load(groups, source_kind, first, x, tile, work)
+            _search_tile(tile, form, factors, scales, first, (work, table, best))
+            _store(first, form, scales, work, best)
 
 
 @jit
-def _search_tile(groups, form, source_kind, factors, scales, first, tile):
+def _search_tile(
+    tile: np.ndarray,
+    form: tuple[int, int, int, int],
+    factors: np.ndarray,
+    scales: tuple[np.ndarray, np.ndarray],
+    first: int,
+    scratch: tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    """Find each lane's best scale and lowest code."""
     bits, narrow, signed, kind = form
-    scale, zero_point = scales
-    n_groups, group_size = groups.shape
-    symmetric = zero_point.shape[0] == 0
+    work, table, best = scratch
     levels = np.float32((1 << bits) - 1)
     span = levels - np.float32(narrow)
-    work = np.empty(_ROWS * LANES, np.float32)
-    table = (np.empty((len(factors) + 1, LANES), np.float32), np.empty((len(factors) + 1, LANES), np.float32), np.empty((len(factors) + 1, LANES), np.float32))
-    best = np.full((3, LANES), np.float32(np.inf))
-    x = np.empty(group_size, np.float32)
-    _load(groups, source_kind, first, x, tile, work)
     _start(work, first, form, scales, table)
-    if symmetric:
+    if scales[1].shape[0] == 0:
         _propose_symmetric(work, factors, signed, kind, table[0])
-        for i in range(len(factors)):
+        for i in range(1, table[1].shape[0]):
             for lane in range(LANES):
-                table[1][i + 1, lane] = table[1][0, lane]
+                table[1][i, lane] = table[1][0, lane]
     else:
         _propose_asymmetric(work, factors, levels, kind, table[0], table[1])
     measure(tile, table[0], table[1], span, table[2])
+    best[2] = np.float32(np.inf)
     _choose(work, table, span, best)
     for _ in range(_REFITS):
         _refit(tile, work, table, span, kind, best)
-    for lane in range(min(LANES, n_groups - first)):
-        store_scale(scale, first + lane, 0, kind, best[0, lane] / work[_UNIT * LANES + lane])
-        if not symmetric:
+
+
+@jit
+def _store(
+    first: int,
+    form: tuple[int, int, int, int],
+    scales: tuple[np.ndarray, np.ndarray],
+    work: np.ndarray,
+    best: np.ndarray,
+) -> None:
+    """Write the best scales and zero points of the groups from `first` on."""
+    scale, zero_point = scales
+    for lane in range(min(LANES, scale.shape[0] - first)):
+        store_scale(scale, first + lane, 0, form[3], best[0, lane] * work[_BACK * LANES + lane])
+        if zero_point.shape[0] != 0:
             zero_point[first + lane, 0] = np.uint8(-best[1, lane])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -78,7 +79,7 @@ class ReadAhead:
             if isinstance(found, BaseException):
                 raise found
             view, buffer = found
-            yield view, lambda buffer=buffer: self._free.put(buffer)
+            yield view, partial(self._free.put, buffer)
 
     def _run(self) -> None:
         try:

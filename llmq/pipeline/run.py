@@ -18,7 +18,7 @@ from llmq.plan.budget import BLOCKS_READ, BLOCKS_WRITTEN
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from llmq.checkpoint.source import Source
     from llmq.checkpoint.writer import CheckpointWriter
