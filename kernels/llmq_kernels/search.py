@@ -72,7 +72,8 @@ def search_reference(group: np.ndarray, grid: Grid) -> float:
 def _load(bits: np.ndarray, kind: int, first: int, x: np.ndarray, tile: np.ndarray, work: np.ndarray) -> None:
     """Copy groups from `first` on into the lanes, scaled by a power of two so that squares neither vanish nor overflow.
 
-    Lanes beyond the last group are zero, which costs no grid an error. `x` is scratch, float32 (LANES, group_size).
+    Lanes beyond the last group, and rows beyond the last element, are zero, which costs no grid an error. `x` is
+    scratch, float32 (LANES, group_size).
     """
     n_groups, size = bits.shape
     units = np.empty((1, LANES), np.float32)
@@ -83,7 +84,8 @@ def _load(bits: np.ndarray, kind: int, first: int, x: np.ndarray, tile: np.ndarr
             widen_run(bits, kind, (group, 0, size), x[lane])
             low, high = group_range(bits, kind, group, 0, size)
         else:
-            x[lane, :] = np.float32(0.0)
+            for j in range(size):
+                x[lane, j] = np.float32(0.0)
         exponent = np.int64(bits_of(max(high, -low)) >> 23)  # biased by 127
         exponent = min(max(exponent, np.int64(27)), np.int64(227))
         unit = float_of(np.uint32((254 - exponent) << 23))
@@ -93,9 +95,9 @@ def _load(bits: np.ndarray, kind: int, first: int, x: np.ndarray, tile: np.ndarr
         work[_HIGH * LANES + lane] = high * unit
         work[_EXTREME * LANES + lane] = (high if high >= -low else low) * unit
     fill_tile(x, units, tile)
-    for j in range(size // 8 * 8, size):
+    for j in range(size // 8 * 8, tile.shape[0]):
         for lane in range(LANES):
-            tile[j, lane] = x[lane, j] * units[0, lane]
+            tile[j, lane] = x[lane, j] * units[0, lane] if j < size else np.float32(0.0)
 
 
 @jit
@@ -116,29 +118,40 @@ def _start(
 
 
 @jit
-def _propose_symmetric(work: np.ndarray, factors: np.ndarray, signed: int, kind: int, scales: np.ndarray) -> None:
-    """Fill rows 1 on of `scales` with the factors times each lane's extreme, its magnitude if scales are positive."""
+def _propose_symmetric(
+    work: np.ndarray,
+    factors: np.ndarray,
+    signed: int,
+    kind: int,
+    table: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Propose the factors times each lane's extreme, or its magnitude if scales are positive, from row 1 on."""
     for i in range(factors.shape[0]):
-        factor, row = factors[i, 0], scales[i + 1]
+        factor, scales, lowest = factors[i, 0], table[0][i + 1], table[1][i + 1]
         for lane in range(LANES):
             wanted = factor * work[_EXTREME * LANES + lane]
             wanted = (wanted if signed else abs(wanted)) * work[_BACK * LANES + lane]
-            row[lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
+            scales[lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
+            lowest[lane] = table[1][0, lane]
 
 
 @jit
 def _propose_asymmetric(
-    work: np.ndarray, factors: np.ndarray, levels: np.float32, kind: int, scales: np.ndarray, lowest: np.ndarray
+    work: np.ndarray,
+    factors: np.ndarray,
+    levels: np.float32,
+    kind: int,
+    table: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """Fill rows 1 on with scales and lowest codes of ranges whose low end is shrunk by `factors[i, 0]`, high by [1]."""
+    """Propose, from row 1 on, ranges whose low end is shrunk by `factors[i, 0]`, the high end by `factors[i, 1]`."""
     for i in range(factors.shape[0]):
-        shrink_low, shrink_high, row, row_lowest = factors[i, 0], factors[i, 1], scales[i + 1], lowest[i + 1]
+        shrink_low, shrink_high, scales, lowest = factors[i, 0], factors[i, 1], table[0][i + 1], table[1][i + 1]
         for lane in range(LANES):
             low, high = work[_LOW * LANES + lane] * shrink_low, work[_HIGH * LANES + lane] * shrink_high
             wanted = (high - low) / levels * work[_BACK * LANES + lane]
             s = round_single(wanted, kind) * work[_UNIT * LANES + lane]
-            row[lane] = s
-            row_lowest[lane] = -min(max(np.rint(-low / s), np.float32(0.0)), levels)
+            scales[lane] = s
+            lowest[lane] = -min(max(np.rint(-low / s), np.float32(0.0)), levels)
 
 
 @jit
@@ -173,7 +186,8 @@ def _refit(
     """Try each lane's least-squares scale for its best codes: ``sum(x * c) / sum(c * c)``, rounded."""
     scales, lowest, errors = table[0][:1], table[1][:1], table[2][:1]
     for lane in range(LANES):
-        scales[0, lane], lowest[0, lane] = best[0, lane], best[1, lane]
+        scales[0, lane] = best[0, lane]
+        lowest[0, lane] = best[1, lane]
     sums = np.empty((2, LANES), np.float32)
     fit_sums(tile, scales, lowest, span, sums)
     for lane in range(LANES):
@@ -181,6 +195,59 @@ def _refit(
         scales[0, lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
     measure(tile, scales, lowest, span, errors)
     _choose(work, (scales, lowest, errors), span, best)
+
+
+@jit
+def _store(
+    first: int,
+    form: tuple[int, int, int, int],
+    scales: tuple[np.ndarray, np.ndarray],
+    work: np.ndarray,
+    best: np.ndarray,
+) -> None:
+    """Write the best scales and zero points of the groups from `first` on."""
+    scale, zero_point = scales
+    for lane in range(min(LANES, scale.shape[0] - first)):
+        store_scale(scale, first + lane, 0, form[3], best[0, lane] * work[_BACK * LANES + lane])
+        if zero_point.shape[0] != 0:
+            zero_point[first + lane, 0] = np.uint8(-best[1, lane])
+
+
+@jit
+def _search_part(
+    groups: np.ndarray,
+    form: tuple[int, int, int, int],
+    source_kind: int,
+    factors: np.ndarray,
+    scales: tuple[np.ndarray, np.ndarray],
+    start: int,
+) -> None:
+    """Search `_TILES` tiles of groups, from `start` on; see `_search`."""
+    bits, narrow, signed, kind = form
+    n_groups, group_size = groups.shape
+    levels = np.float32((1 << bits) - 1)
+    span = levels - np.float32(narrow)
+    x = np.empty((LANES, group_size), np.float32)
+    tile = np.empty(((group_size + 3) // 4 * 4, LANES), np.float32)
+    work = np.empty(_ROWS * LANES, np.float32)
+    n_candidates = factors.shape[0] + 1
+    shape = (n_candidates, LANES)
+    table = (np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32))
+    best = np.empty((3, LANES), np.float32)
+    for first in range(start, min(start + _TILES * LANES, n_groups), LANES):
+        _load(groups, source_kind, first, x, tile, work)
+        _start(work, first, form, scales, table)
+        if scales[1].shape[0] == 0:
+            _propose_symmetric(work, factors, signed, kind, table)
+        else:
+            _propose_asymmetric(work, factors, levels, kind, table)
+        for lane in range(LANES):
+            best[2, lane] = np.float32(np.inf)
+        measure(tile, table[0], table[1], span, table[2])
+        _choose(work, table, span, best)
+        for _ in range(_REFITS):
+            _refit(tile, work, table, span, kind, best)
+        _store(first, form, scales, work, best)
 
 
 @jit(parallel=True)
@@ -203,68 +270,8 @@ def _search(
         range.
     scales : (uint16 (groups, 1 or 2), uint8 (groups, 1) or (0, 0))
     """
-    n_groups, group_size = groups.shape
-    for part in numba.prange((n_groups + _TILES * LANES - 1) // (_TILES * LANES)):
-        x = np.empty((LANES, group_size), np.float32)
-        tile = np.zeros(((group_size + 3) // 4 * 4, LANES), np.float32)
-        work = np.empty(_ROWS * LANES, np.float32)
-        rows = factors.shape[0] + 1
-        table = (
-            np.empty((rows, LANES), np.float32),
-            np.empty((rows, LANES), np.float32),
-            np.empty((rows, LANES), np.float32),
-        )
-        best = np.empty((3, LANES), np.float32)
-        start = part * _TILES * LANES
-        for first in range(start, min(start + _TILES * LANES, n_groups), LANES):
-            _load(groups, source_kind, first, x, tile, work)
-            _search_tile(tile, form, factors, scales, first, (work, table, best))
-            _store(first, form, scales, work, best)
-
-
-@jit
-def _search_tile(
-    tile: np.ndarray,
-    form: tuple[int, int, int, int],
-    factors: np.ndarray,
-    scales: tuple[np.ndarray, np.ndarray],
-    first: int,
-    scratch: tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-) -> None:
-    """Find each lane's best scale and lowest code."""
-    bits, narrow, signed, kind = form
-    work, table, best = scratch
-    levels = np.float32((1 << bits) - 1)
-    span = levels - np.float32(narrow)
-    _start(work, first, form, scales, table)
-    if scales[1].shape[0] == 0:
-        _propose_symmetric(work, factors, signed, kind, table[0])
-        for i in range(1, table[1].shape[0]):
-            for lane in range(LANES):
-                table[1][i, lane] = table[1][0, lane]
-    else:
-        _propose_asymmetric(work, factors, levels, kind, table[0], table[1])
-    measure(tile, table[0], table[1], span, table[2])
-    best[2] = np.float32(np.inf)
-    _choose(work, table, span, best)
-    for _ in range(_REFITS):
-        _refit(tile, work, table, span, kind, best)
-
-
-@jit
-def _store(
-    first: int,
-    form: tuple[int, int, int, int],
-    scales: tuple[np.ndarray, np.ndarray],
-    work: np.ndarray,
-    best: np.ndarray,
-) -> None:
-    """Write the best scales and zero points of the groups from `first` on."""
-    scale, zero_point = scales
-    for lane in range(min(LANES, scale.shape[0] - first)):
-        store_scale(scale, first + lane, 0, form[3], best[0, lane] * work[_BACK * LANES + lane])
-        if zero_point.shape[0] != 0:
-            zero_point[first + lane, 0] = np.uint8(-best[1, lane])
+    for part in numba.prange((groups.shape[0] + _TILES * LANES - 1) // (_TILES * LANES)):
+        _search_part(groups, form, source_kind, factors, scales, part * _TILES * LANES)
 
 
 @jit(parallel=True)

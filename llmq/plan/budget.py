@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BLOCKS_READ", "BLOCKS_WRITTEN", "BLOCK_BYTES", "PROCESS_BYTES", "Budget", "Need", "block_budget"]
 
-PROCESS_BYTES: Final = 180 << 20
+PROCESS_BYTES: Final = 192 << 20
 """Anonymous memory of the process before any row is read: interpreter, NumPy, and Numba with LLVM compiling every
 kernel of the run. A test holds a run with an empty kernel cache against the prediction made of it."""
 
