@@ -33,7 +33,7 @@ _RESULTS: Final = BLOCKS_WRITTEN + 2
 _ASYMMETRIC_ROWS: Final = 32
 """Blocks of so many rows concatenate where zero points are packed across rows."""
 
-_SMALLEST_BLOCK: Final = 8 << 20
+_SMALLEST_BLOCK: Final = 2 << 20
 
 
 @dataclass(frozen=True)
