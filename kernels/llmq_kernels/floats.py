@@ -6,15 +6,27 @@ that a process set to flush them would lose.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from llmq_kernels.doors import frozen, output_of
+from llmq_kernels.doors import frozen, matrix_of, output_of
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS
 
-__all__ = ["narrow", "round_scale", "round_single", "scale_value", "store_scale", "widen"]
+__all__ = [
+    "INFINITE",
+    "RUN",
+    "float_value",
+    "narrow",
+    "round_scale",
+    "round_single",
+    "scale_value",
+    "source_bits",
+    "store_scale",
+    "widen",
+    "widen_run",
+]
 
 _FLOAT16: Final = SCALE_KINDS["float16"]
 _BFLOAT16: Final = SCALE_KINDS["bfloat16"]
@@ -26,6 +38,12 @@ _LARGEST_HALF: Final = 65504.0
 _LARGEST_BFLOAT: Final = float(np.uint32(0x7F7F0000).view(np.float32))
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
 _ONE: Final = np.float32(1.0)
+
+INFINITE: Final = 0x7F800000
+"""Bits of infinity in float32; those of NaN are larger."""
+
+RUN: Final = 1024
+"""Columns that a kernel widens at a time, at the most: a multiple of 8."""
 
 
 @jit
@@ -60,6 +78,16 @@ def bfloat_to_float(bits: np.uint16) -> np.float32:
     if (wide & 0x7FFFFFFF) > 0x7F800000:
         wide = np.uint32(wide | 0x00400000)
     return float_of(wide)
+
+
+@jit
+def float_value(bits: np.uint32, kind: int) -> np.float32:
+    """float32 of the bits of a float of any kind."""
+    if kind == _FLOAT16:
+        return half_to_float(np.uint16(bits))
+    if kind == _BFLOAT16:
+        return bfloat_to_float(np.uint16(bits))
+    return float_of(bits)
 
 
 @jit
@@ -132,7 +160,9 @@ def round_single(value: np.float32, kind: int, steps: np.float32 = _ONE) -> np.f
     if kind == _FLOAT16:
         size = half_to_float(float_to_half(size))
     elif kind == _BFLOAT16:
-        size = bfloat_to_float(float_to_bfloat(size))
+        bits = bits_of(size)  # finite, and in 32 bits, so that loops become vector code
+        bits = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+        size = float_of(bits & np.uint32(0xFFFF0000))
     return -size if value < np.float32(0.0) else size
 
 
@@ -154,6 +184,34 @@ def _widen(bits: np.ndarray, kind: int, out: np.ndarray) -> None:
 
 
 @jit
+def widen_run(bits: np.ndarray, kind: int, place: tuple[int, int, int], x: np.ndarray) -> None:
+    """Convert some columns of one row to float32, exactly but for NaN.
+
+    Parameters
+    ----------
+    bits : uint16 or uint32 (rows, columns)
+        From `source_bits`.
+    kind : int
+        A value of `SCALE_KINDS`.
+    place : (row, start, count)
+        Columns `start` to `start + count` of `row`.
+    x : float32 (at least count,)
+        Written from its beginning.
+    """
+    row, start, count = place
+    base = np.uint64(start)  # unsigned indices spare the test for negative ones
+    if kind == _FLOAT16:
+        for i in range(count):
+            x[i] = half_to_float(np.uint16(bits[row, base + np.uint64(i)]))
+    elif kind == _BFLOAT16:
+        for i in range(count):
+            x[i] = float_of(np.uint32(bits[row, base + np.uint64(i)]) << np.uint32(16))
+    else:
+        for i in range(count):
+            x[i] = float_of(np.uint32(bits[row, base + np.uint64(i)]))
+
+
+@jit
 def _narrow(x: np.ndarray, kind: int, out: np.ndarray) -> None:
     """Convert float32 (n,) to uint16 (n,)."""
     if kind == _FLOAT16:
@@ -162,6 +220,33 @@ def _narrow(x: np.ndarray, kind: int, out: np.ndarray) -> None:
     else:
         for i in range(x.size):
             out[i] = float_to_bfloat(x[i])
+
+
+def source_bits(name: str, array: Any) -> tuple[np.ndarray, int]:
+    """Bits of a weight as kernels read them, uint16 or uint32 (rows, columns), and their kind.
+
+    Parameters
+    ----------
+    name : str
+        Named in errors.
+    array : float16, bfloat16 or float32 (rows, columns)
+        Other floats become float32.
+
+    Returns
+    -------
+    bits : read-only, C-contiguous
+    kind : int
+        A value of `SCALE_KINDS`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a matrix, or not of floats.
+    """
+    dtype = np.asarray(array).dtype
+    if dtype.name in ("float16", "bfloat16"):
+        return matrix_of(name, array, dtype.type).view(np.uint16), SCALE_KINDS[dtype.name]
+    return matrix_of(name, array, np.float32).view(np.uint32), _FLOAT32
 
 
 def widen(bits: np.ndarray, kind: str, *, out: np.ndarray | None = None) -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import Final
 import numba
 import numpy as np
 
-from llmq_kernels.doors import matrix_of
-from llmq_kernels.floats import scale_value
+from llmq_kernels.floats import RUN, scale_value, source_bits, widen_run
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix, midpoint, row_bytes
 from llmq_kernels.pack import pack_row, unpack_columns, unpack_reference
@@ -102,27 +101,65 @@ def _encode_signs(x: np.ndarray, scale: np.float32, codes: np.ndarray) -> None:
         codes[i] = np.uint8(x[i] / scale > np.float32(0.0))
 
 
+@jit
+def _encode_run(
+    x: np.ndarray,
+    place: tuple[int, int],
+    form: tuple[int, int, int, int],
+    scales: tuple[np.ndarray, np.ndarray],
+    codes: np.ndarray,
+) -> None:
+    """Round float32 (n,), the columns from `start` on of `row`, to codes uint8 (n,); `place` is (row, start)."""
+    row, start = place
+    bits, group_size, kind, narrow = form
+    scale, zero_point = scales
+    lowest, highest = np.float32(narrow), np.float32((1 << bits) - 1)
+    done = 0
+    while done < x.size:
+        group = (start + done) // group_size
+        stop = min((group + 1) * group_size - start, x.size)
+        s = scale_value(scale, row, group, kind)
+        if bits == 1 and zero_point.shape[0] == 0:
+            _encode_signs(x[done:stop], s, codes[done:stop])
+        else:
+            _encode_group(x[done:stop], s, zero_of(zero_point, row, group, bits), lowest, highest, codes[done:stop])
+        done = stop
+
+
 @jit(parallel=True)
 def _quantize(
-    weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: tuple[int, int, int, int], packed: np.ndarray
+    weight: np.ndarray,
+    source_kind: int,
+    scales: tuple[np.ndarray, np.ndarray],
+    form: tuple[int, int, int, int],
+    packed: np.ndarray,
 ) -> None:
-    """Quantize and pack float32 (rows, columns); `form` is (bits, group_size, kind, narrow), `packed` the result."""
-    bits, group_size, kind, narrow = form
+    """Quantize and pack the bits of floats (rows, columns).
+
+    Parameters
+    ----------
+    weight : uint16 or uint32 (rows, columns)
+    source_kind : int
+        Which floats these are the bits of.
+    scales : (scale, zero_point)
+        As in `PackedMatrix`; zero points of shape (0, 0) mean symmetric.
+    form : (bits, group_size, kind, narrow)
+        `kind` is that of the scales.
+    packed : uint8 (rows, row_bytes)
+        The result.
+    """
+    bits = form[0]
     rows, columns = weight.shape
-    lowest = np.float32(narrow)
-    highest = np.float32((1 << bits) - 1)
     for row in numba.prange(rows):
-        codes = np.empty(columns, np.uint8)
-        for group in range(columns // group_size):
-            start = group * group_size
-            x = weight[row, start : start + group_size]
-            s = scale_value(scale, row, group, kind)
-            if bits == 1 and zero_point.shape[0] == 0:
-                _encode_signs(x, s, codes[start : start + group_size])
-            else:
-                zero = zero_of(zero_point, row, group, bits)
-                _encode_group(x, s, zero, lowest, highest, codes[start : start + group_size])
-        pack_row(codes, bits, packed[row])
+        x = np.empty(RUN, np.float32)
+        codes = np.empty(RUN, np.uint8)
+        for start in range(0, columns, RUN):  # a multiple of 8 codes fills whole bytes
+            count = min(RUN, columns - start)
+            widen_run(weight, source_kind, (row, start, count), x)
+            _encode_run(x[:count], (row, start), form, scales, codes[:count])
+            first = start // 8 * bits
+            last = packed.shape[1] if start + count == columns else first + count // 8 * bits
+            pack_row(codes[:count], bits, packed[row, first:last])
 
 
 @jit
@@ -181,7 +218,7 @@ def quantize(weight: np.ndarray, grid: Grid, scale: np.ndarray, zero_point: np.n
 
     Parameters
     ----------
-    weight : float32 (rows, columns)
+    weight : float16, bfloat16 or float32 (rows, columns)
         Finite.
     grid : Grid
     scale : uint16 (rows, n_groups), twice as wide for float32 scales
@@ -199,14 +236,14 @@ def quantize(weight: np.ndarray, grid: Grid, scale: np.ndarray, zero_point: np.n
     TypeError, ValueError
         Arrays that do not fit each other or the grid.
     """
-    weight = matrix_of("weight", weight, np.float32)
-    rows, columns = weight.shape
+    source, source_kind = source_bits("weight", weight)
+    rows, columns = source.shape
     if (zero_point is None) != grid.symmetric:
         raise ValueError("a symmetric grid has no zero points, an asymmetric one needs them")
     packed = np.empty((rows, row_bytes(columns, grid.bits)), np.uint8)
     matrix = PackedMatrix(packed, scale, zero_point, grid.bits, grid.group_size, columns, grid.scale_kind)
     form = (grid.bits, grid.group_size, grid.scale_kind, int(grid.narrow))
-    _quantize(weight, matrix.scale_view, matrix.zero_point_view, form, packed)
+    _quantize(source, source_kind, (matrix.scale_view, matrix.zero_point_view), form, packed)
     return matrix
 
 

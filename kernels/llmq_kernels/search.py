@@ -1,8 +1,7 @@
 """Scales of least squared error: for each group, a search over clippings and the sign of the scale.
 
-Sixteen groups are searched side by side, one a lane of a tile (group_size, 16): the inner loops run over the lanes,
-so that LLVM makes vectors of them, and yet each group's sum is taken in one order on every machine, four elements
-at a time.
+Sixteen groups are searched side by side, one a lane of a tile (see `llmq_kernels.lanes`): a table of candidate scales
+is filled, all are measured, and the best is kept and refitted to its own codes.
 """
 
 from __future__ import annotations
@@ -13,32 +12,34 @@ import numba
 import numpy as np
 
 from llmq_kernels.candidates import candidates
-from llmq_kernels.doors import frozen, matrix_of
-from llmq_kernels.floats import bits_of, float_of, round_scale, round_single, scale_value, store_scale
+from llmq_kernels.floats import (
+    bits_of,
+    float_of,
+    round_scale,
+    round_single,
+    scale_value,
+    source_bits,
+    store_scale,
+    widen_run,
+)
 from llmq_kernels.jit import jit
+from llmq_kernels.lanes import LANES, fill_tile, fit_sums, measure
 from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 from llmq_kernels.quantize import zero_of
-from llmq_kernels.ranges import range_scales
+from llmq_kernels.ranges import group_range, range_scales
 
 __all__ = ["search_reference", "search_scales"]
 
-LANES: Final = 16
+# Rows of the lanes' working memory, flat float32 (_ROWS * LANES,).
+_UNIT: Final = 0  # power of two that brings the group's largest magnitude near 1
+_BACK: Final = 1  # its inverse
+_LOW: Final = 2  # extremes of the group, in units of the tile, zero included
+_HIGH: Final = 3
+_EXTREME: Final = 4  # the one of larger magnitude
+_ROWS: Final = 5
 
-# Rows of the lanes' working memory, float32 (_ROWS, LANES). Codes count from the zero point here.
-_SCALE: Final = 0  # the candidate, in units of the tile
-_INVERSE: Final = 1
-_LOWEST: Final = 2  # its lowest and highest code
-_HIGHEST: Final = 3
-_ERROR: Final = 4
-_BEST_ERROR: Final = 5
-_BEST_SCALE: Final = 6
-_BEST_LOWEST: Final = 7
-_UNIT: Final = 8  # power of two that brings the group's largest magnitude near 1
-_LOW: Final = 9  # extremes of the group, in units of the tile, zero included
-_HIGH: Final = 10
-_TOP: Final = 11  # sums for the refit
-_BOTTOM: Final = 12
-_ROWS: Final = 13
+_TILES: Final = 8
+"""Tiles that a thread takes at a time."""
 
 _REFITS: Final = 2
 _LARGEST_FLOAT: Final = np.finfo(np.float32).max
@@ -68,174 +69,220 @@ def search_reference(group: np.ndarray, grid: Grid) -> float:
 
 
 @jit
-def _load(groups: np.ndarray, first: int, tile: np.ndarray, work: np.ndarray) -> None:
+def _load(bits: np.ndarray, kind: int, first: int, x: np.ndarray, tile: np.ndarray, work: np.ndarray) -> None:
     """Copy groups from `first` on into the lanes, scaled by a power of two so that squares neither vanish nor overflow.
 
-    Lanes and elements beyond the last are zero, which costs no grid an error.
+    Lanes beyond the last group, and rows beyond the last element, are zero, which costs no grid an error. `x` is
+    scratch, float32 (LANES, group_size).
     """
-    tile[:] = np.float32(0.0)
+    n_groups, size = bits.shape
+    units = np.empty((1, LANES), np.float32)
     for lane in range(LANES):
         low = high = np.float32(0.0)
         group = first + lane
-        if group < groups.shape[0]:
-            for j in range(groups.shape[1]):
-                low = min(low, groups[group, j])
-                high = max(high, groups[group, j])
+        if group < n_groups:
+            widen_run(bits, kind, (group, 0, size), x[lane])
+            low, high = group_range(bits, kind, group, 0, size)
+        else:
+            for j in range(size):
+                x[lane, j] = np.float32(0.0)
         exponent = np.int64(bits_of(max(high, -low)) >> 23)  # biased by 127
-        unit = float_of(np.uint32((254 - min(max(exponent, np.int64(27)), np.int64(227))) << 23))
-        work[_UNIT, lane] = unit
-        work[_LOW, lane] = low * unit
-        work[_HIGH, lane] = high * unit
-        if group < groups.shape[0]:
-            for j in range(groups.shape[1]):
-                tile[j, lane] = groups[group, j] * unit
-
-
-@jit
-def _measure(tile: np.ndarray, work: np.ndarray) -> None:
-    """Sum the squared error of each lane's candidate."""
-    for lane in range(LANES):
-        work[_INVERSE, lane] = np.float32(1.0) / work[_SCALE, lane]
-        work[_ERROR, lane] = np.float32(0.0)
-    for j in range(0, tile.shape[0] - 3, 4):
+        exponent = min(max(exponent, np.int64(27)), np.int64(227))
+        unit = float_of(np.uint32((254 - exponent) << 23))
+        units[0, lane] = work[_UNIT * LANES + lane] = unit
+        work[_BACK * LANES + lane] = float_of(np.uint32(exponent << 23))
+        work[_LOW * LANES + lane] = low * unit
+        work[_HIGH * LANES + lane] = high * unit
+        work[_EXTREME * LANES + lane] = (high if high >= -low else low) * unit
+    fill_tile(x, units, tile)
+    for j in range(size // 8 * 8, tile.shape[0]):
         for lane in range(LANES):
-            s, inverse = work[_SCALE, lane], work[_INVERSE, lane]
-            lowest, highest = work[_LOWEST, lane], work[_HIGHEST, lane]
-            x = tile[j, lane]
-            a = x - s * min(max(np.rint(x * inverse), lowest), highest)
-            x = tile[j + 1, lane]
-            b = x - s * min(max(np.rint(x * inverse), lowest), highest)
-            x = tile[j + 2, lane]
-            c = x - s * min(max(np.rint(x * inverse), lowest), highest)
-            x = tile[j + 3, lane]
-            d = x - s * min(max(np.rint(x * inverse), lowest), highest)
-            work[_ERROR, lane] += (a * a + b * b) + (c * c + d * d)
-
-
-@jit
-def _keep(work: np.ndarray) -> None:
-    """Keep each lane's candidate if it is better than the best so far; the first of equals stays.
-
-    A scale so large that one of its codes would stand for infinity is not kept.
-    """
-    for lane in range(LANES):
-        farthest = abs(work[_SCALE, lane]) * max(-work[_LOWEST, lane], work[_HIGHEST, lane])
-        finite = farthest <= _LARGEST_FLOAT * work[_UNIT, lane]
-        better = finite & (work[_ERROR, lane] < work[_BEST_ERROR, lane])
-        work[_BEST_ERROR, lane] = work[_ERROR, lane] if better else work[_BEST_ERROR, lane]
-        work[_BEST_SCALE, lane] = work[_SCALE, lane] if better else work[_BEST_SCALE, lane]
-        work[_BEST_LOWEST, lane] = work[_LOWEST, lane] if better else work[_BEST_LOWEST, lane]
-
-
-@jit
-def _propose_symmetric(work: np.ndarray, factor: np.float32, signed: int, kind: int) -> None:
-    """Set each lane's scale to `factor` times its signed extreme, or its magnitude if scales are positive."""
-    for lane in range(LANES):
-        low, high = work[_LOW, lane], work[_HIGH, lane]
-        extreme = high if high >= -low else low
-        wanted = factor * extreme if signed else abs(factor * extreme)
-        unit = work[_UNIT, lane]
-        work[_SCALE, lane] = round_single(wanted / unit, kind) * unit
-
-
-@jit
-def _propose_asymmetric(work: np.ndarray, ends: np.ndarray, levels: np.float32, kind: int) -> None:
-    """Set each lane's scale and lowest code from its range, with the low end shrunk by `ends[0]`, the high by [1]."""
-    for lane in range(LANES):
-        low, high = work[_LOW, lane] * ends[0], work[_HIGH, lane] * ends[1]
-        unit = work[_UNIT, lane]
-        s = round_single((high - low) / levels / unit, kind) * unit
-        zero = min(max(np.rint(-low / s), np.float32(0.0)), levels)
-        work[_SCALE, lane] = s
-        work[_LOWEST, lane] = -zero
-        work[_HIGHEST, lane] = levels - zero
-
-
-@jit
-def _refit(tile: np.ndarray, work: np.ndarray, span: np.float32, kind: int) -> None:
-    """Set each lane's scale to the least-squares one for its best codes: ``sum(x * c) / sum(c * c)``, rounded."""
-    for lane in range(LANES):
-        work[_LOWEST, lane] = work[_BEST_LOWEST, lane]
-        work[_HIGHEST, lane] = work[_BEST_LOWEST, lane] + span
-        work[_INVERSE, lane] = np.float32(1.0) / work[_BEST_SCALE, lane]
-        work[_TOP, lane] = np.float32(0.0)
-        work[_BOTTOM, lane] = np.float32(0.0)
-    for j in range(tile.shape[0]):
-        for lane in range(LANES):
-            x = tile[j, lane]
-            code = min(max(np.rint(x * work[_INVERSE, lane]), work[_LOWEST, lane]), work[_HIGHEST, lane])
-            work[_TOP, lane] += x * code
-            work[_BOTTOM, lane] += code * code
-    for lane in range(LANES):
-        unit = work[_UNIT, lane]
-        fit = work[_TOP, lane] / max(work[_BOTTOM, lane], np.float32(1.0))
-        work[_SCALE, lane] = round_single(fit / unit, kind) * unit
+            tile[j, lane] = x[lane, j] * units[0, lane] if j < size else np.float32(0.0)
 
 
 @jit
 def _start(
-    work: np.ndarray, first: int, form: tuple[int, int, int, int], scale: np.ndarray, zero_point: np.ndarray
+    work: np.ndarray,
+    first: int,
+    form: tuple[int, int, int, int],
+    scales: tuple[np.ndarray, np.ndarray],
+    table: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """Make the scales that are in `scale`, from the extremes of the groups, the first candidate."""
+    """Make the scales that are stored, from the extremes of the groups, the first candidate."""
     bits, narrow, _, kind = form
+    scale, zero_point = scales
     for lane in range(LANES):
         group = min(first + lane, scale.shape[0] - 1)
-        zero = zero_of(zero_point, group, 0, bits)
-        work[_SCALE, lane] = scale_value(scale, group, 0, kind) * work[_UNIT, lane]
-        work[_LOWEST, lane] = np.float32(narrow) - zero
-        work[_HIGHEST, lane] = np.float32((1 << bits) - 1) - zero
-        work[_BEST_ERROR, lane] = np.float32(np.inf)
+        table[0][0, lane] = scale_value(scale, group, 0, kind) * work[_UNIT * LANES + lane]
+        table[1][0, lane] = np.float32(narrow) - zero_of(zero_point, group, 0, bits)
+
+
+@jit
+def _propose_symmetric(
+    work: np.ndarray,
+    factors: np.ndarray,
+    signed: int,
+    kind: int,
+    table: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Propose the factors times each lane's extreme, or its magnitude if scales are positive, from row 1 on."""
+    for i in range(factors.shape[0]):
+        factor, scales, lowest = factors[i, 0], table[0][i + 1], table[1][i + 1]
+        for lane in range(LANES):
+            wanted = factor * work[_EXTREME * LANES + lane]
+            wanted = (wanted if signed else abs(wanted)) * work[_BACK * LANES + lane]
+            scales[lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
+            lowest[lane] = table[1][0, lane]
+
+
+@jit
+def _propose_asymmetric(
+    work: np.ndarray,
+    factors: np.ndarray,
+    levels: np.float32,
+    kind: int,
+    table: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Propose, from row 1 on, ranges whose low end is shrunk by `factors[i, 0]`, the high end by `factors[i, 1]`."""
+    for i in range(factors.shape[0]):
+        shrink_low, shrink_high, scales, lowest = factors[i, 0], factors[i, 1], table[0][i + 1], table[1][i + 1]
+        for lane in range(LANES):
+            low, high = work[_LOW * LANES + lane] * shrink_low, work[_HIGH * LANES + lane] * shrink_high
+            wanted = (high - low) / levels * work[_BACK * LANES + lane]
+            s = round_single(wanted, kind) * work[_UNIT * LANES + lane]
+            scales[lane] = s
+            lowest[lane] = -min(max(np.rint(-low / s), np.float32(0.0)), levels)
+
+
+@jit
+def _choose(
+    work: np.ndarray, table: tuple[np.ndarray, np.ndarray, np.ndarray], span: np.float32, best: np.ndarray
+) -> None:
+    """Keep each lane's best candidate in `best`, float32 (3, LANES): scale, lowest code, error; the first of equals.
+
+    A scale so large that one of its codes would stand for infinity is not kept.
+    """
+    scales, lowest, errors = table
+    for i in range(scales.shape[0]):
+        row, row_lowest, row_errors = scales[i], lowest[i], errors[i]
+        for lane in range(LANES):
+            s, low, error = row[lane], row_lowest[lane], row_errors[lane]
+            farthest = abs(s) * max(-low, low + span)
+            better = (farthest <= _LARGEST_FLOAT * work[_UNIT * LANES + lane]) & (error < best[2, lane])
+            best[0, lane] = s if better else best[0, lane]
+            best[1, lane] = low if better else best[1, lane]
+            best[2, lane] = error if better else best[2, lane]
+
+
+@jit
+def _refit(
+    tile: np.ndarray,
+    work: np.ndarray,
+    table: tuple[np.ndarray, np.ndarray, np.ndarray],
+    span: np.float32,
+    kind: int,
+    best: np.ndarray,
+) -> None:
+    """Try each lane's least-squares scale for its best codes: ``sum(x * c) / sum(c * c)``, rounded."""
+    scales, lowest, errors = table[0][:1], table[1][:1], table[2][:1]
+    for lane in range(LANES):
+        scales[0, lane] = best[0, lane]
+        lowest[0, lane] = best[1, lane]
+    sums = np.empty((2, LANES), np.float32)
+    fit_sums(tile, scales, lowest, span, sums)
+    for lane in range(LANES):
+        wanted = sums[0, lane] / max(sums[1, lane], np.float32(1.0)) * work[_BACK * LANES + lane]
+        scales[0, lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
+    measure(tile, scales, lowest, span, errors)
+    _choose(work, (scales, lowest, errors), span, best)
+
+
+@jit
+def _store(
+    first: int,
+    form: tuple[int, int, int, int],
+    scales: tuple[np.ndarray, np.ndarray],
+    work: np.ndarray,
+    best: np.ndarray,
+) -> None:
+    """Write the best scales and zero points of the groups from `first` on."""
+    scale, zero_point = scales
+    for lane in range(min(LANES, scale.shape[0] - first)):
+        store_scale(scale, first + lane, 0, form[3], best[0, lane] * work[_BACK * LANES + lane])
+        if zero_point.shape[0] != 0:
+            zero_point[first + lane, 0] = np.uint8(-best[1, lane])
+
+
+@jit
+def _search_part(
+    groups: np.ndarray,
+    form: tuple[int, int, int, int],
+    source_kind: int,
+    factors: np.ndarray,
+    scales: tuple[np.ndarray, np.ndarray],
+    start: int,
+) -> None:
+    """Search `_TILES` tiles of groups, from `start` on; see `_search`."""
+    bits, narrow, signed, kind = form
+    n_groups, group_size = groups.shape
+    levels = np.float32((1 << bits) - 1)
+    span = levels - np.float32(narrow)
+    x = np.empty((LANES, group_size), np.float32)
+    tile = np.empty(((group_size + 3) // 4 * 4, LANES), np.float32)
+    work = np.empty(_ROWS * LANES, np.float32)
+    n_candidates = factors.shape[0] + 1
+    shape = (n_candidates, LANES)
+    table = (np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.float32))
+    best = np.empty((3, LANES), np.float32)
+    for first in range(start, min(start + _TILES * LANES, n_groups), LANES):
+        _load(groups, source_kind, first, x, tile, work)
+        _start(work, first, form, scales, table)
+        if scales[1].shape[0] == 0:
+            _propose_symmetric(work, factors, signed, kind, table)
+        else:
+            _propose_asymmetric(work, factors, levels, kind, table)
+        for lane in range(LANES):
+            best[2, lane] = np.float32(np.inf)
+        measure(tile, table[0], table[1], span, table[2])
+        _choose(work, table, span, best)
+        for _ in range(_REFITS):
+            _refit(tile, work, table, span, kind, best)
+        _store(first, form, scales, work, best)
 
 
 @jit(parallel=True)
 def _search(
     groups: np.ndarray,
     form: tuple[int, int, int, int],
+    source_kind: int,
     factors: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
+    scales: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Better the scales and zero points of float32 (groups, group_size); `form` is (bits, narrow, signed, kind).
+    """Better the scales and zero points of the bits of floats (groups, group_size).
 
-    `factors` is float32 (n, 2): of symmetric grids the first column counts, times the extreme; of asymmetric ones
-    both, times the ends of the range. `scale` is uint16 (groups, 1 or 2), `zero_point` uint8 (groups, 1) or (0, 0).
+    Parameters
+    ----------
+    groups : uint16 or uint32 (groups, group_size)
+    form : (bits, narrow, signed, kind)
+    source_kind : int
+    factors : float32 (n, 2)
+        Of symmetric grids the first column counts, times the extreme; of asymmetric ones both, times the ends of the
+        range.
+    scales : (uint16 (groups, 1 or 2), uint8 (groups, 1) or (0, 0))
     """
-    bits, narrow, signed, kind = form
-    n_groups, group_size = groups.shape
-    symmetric = zero_point.shape[0] == 0
-    levels = np.float32((1 << bits) - 1)
-    for block in numba.prange((n_groups + LANES - 1) // LANES):
-        first = block * LANES
-        tile = np.empty(((group_size + 3) // 4 * 4, LANES), np.float32)
-        work = np.empty((_ROWS, LANES), np.float32)
-        _load(groups, first, tile, work)
-        _start(work, first, form, scale, zero_point)
-        _measure(tile, work)
-        _keep(work)
-        for i in range(factors.shape[0]):
-            if symmetric:
-                _propose_symmetric(work, factors[i, 0], signed, kind)
-            else:
-                _propose_asymmetric(work, factors[i], levels, kind)
-            _measure(tile, work)
-            _keep(work)
-        for _ in range(_REFITS):
-            _refit(tile, work, levels - np.float32(narrow), kind)
-            _measure(tile, work)
-            _keep(work)
-        for lane in range(min(LANES, n_groups - first)):
-            store_scale(scale, first + lane, 0, kind, work[_BEST_SCALE, lane] / work[_UNIT, lane])
-            if not symmetric:
-                zero_point[first + lane, 0] = np.uint8(-work[_BEST_LOWEST, lane])
+    for part in numba.prange((groups.shape[0] + _TILES * LANES - 1) // (_TILES * LANES)):
+        _search_part(groups, form, source_kind, factors, scales, part * _TILES * LANES)
 
 
 @jit(parallel=True)
-def _search_signs(groups: np.ndarray, kind: int, scale: np.ndarray) -> None:
+def _search_signs(groups: np.ndarray, source_kind: int, kind: int, scale: np.ndarray) -> None:
     """Find the scales of the sign grid, uint16 (groups, 1 or 2): twice the mean magnitude of each group."""
     for group in numba.prange(groups.shape[0]):
+        x = np.empty(groups.shape[1], np.float32)
+        widen_run(groups, source_kind, (group, 0, groups.shape[1]), x)
         total = 0.0
-        for j in range(groups.shape[1]):
-            total += abs(np.float64(groups[group, j]))
+        for value in x:
+            total += abs(np.float64(value))
         store_scale(scale, group, 0, kind, round_scale(2.0 * total / groups.shape[1], kind))
 
 
@@ -249,8 +296,7 @@ def search_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarra
 
     Parameters
     ----------
-    weight : float32 (rows, columns)
-        Finite.
+    weight : float16, bfloat16 or float32 (rows, columns)
     grid : Grid
 
     Returns
@@ -264,16 +310,18 @@ def search_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarra
     ------
     TypeError, ValueError
         A weight or grid that does not fit.
+    FloatingPointError
+        NaN or infinity in the weight.
     """
-    weight = matrix_of("weight", weight, np.float32)
+    bits, source_kind = source_bits("weight", weight)
     scale, zero_point = range_scales(weight, grid)
-    groups = frozen(weight.reshape(-1, grid.group_size))
+    groups = bits.reshape(-1, grid.group_size)
     flat = scale.reshape(len(groups), 2 if grid.scale_kind == SCALE_KINDS["float32"] else 1)
     if grid.bits == 1 and grid.symmetric:
-        _search_signs(groups, grid.scale_kind, flat)
+        _search_signs(groups, source_kind, grid.scale_kind, flat)
         return scale, None
     zeros = np.empty((0, 0), np.uint8) if zero_point is None else zero_point.reshape(-1, 1)
     signed = grid.signed and grid.symmetric and not grid.narrow
     form = (grid.bits, int(grid.narrow), int(signed), grid.scale_kind)
-    _search(groups, form, candidates(grid), flat, zeros)
+    _search(groups, form, source_kind, candidates(grid), (flat, zeros))
     return scale, zero_point

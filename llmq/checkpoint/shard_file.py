@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from llmq.system.files import preadv, preallocate, pwrite, sync_data, sync_file
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from llmq.checkpoint.layout import OutputTensor, ShardLayout
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ShardFile"]
 
 _BLOCK: Final = 1 << 20
+_WORTH_A_THREAD: Final = 1 << 18
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -29,6 +31,8 @@ class ShardFile:
         A new file, or what an earlier run left of one.
     journalled : dict
         SHA-256 by name of the tensors that the earlier run finished; those whose bytes do not match start again.
+    beside : Executor
+        Where the checksum of the file is taken while that of the tensor is.
 
     Attributes
     ----------
@@ -41,11 +45,12 @@ class ShardFile:
         No room, above all: the whole shard is reserved at once.
     """
 
-    def __init__(self, layout: ShardLayout, path: Path, journalled: dict[str, str]) -> None:
+    def __init__(self, layout: ShardLayout, path: Path, journalled: dict[str, str], beside: Executor) -> None:
         self.layout = layout
         self.path = path
         self.complete = {tensor.name for tensor in layout.tensors if tensor.nbytes == 0}
         self._tensors = {tensor.name: tensor for tensor in layout.tensors}
+        self._beside = beside
         self._hashes: dict[str, hashlib._Hash] = {}
         self._written: dict[str, int] = {}
         self._file_hash = hashlib.sha256(layout.header)
@@ -90,10 +95,7 @@ class ShardFile:
         offset = self.layout.offsets[name] + done
         pwrite(self._fd, data, offset)
         grown = self._hashes.setdefault(name, hashlib.sha256())
-        grown.update(data)
-        if offset == self._hashed:
-            self._file_hash.update(data)
-            self._hashed += len(data)
+        self._digest_both(grown, data, in_order=offset == self._hashed)
         self._written[name] = done + len(data)
         if self._written[name] < tensor.nbytes:
             return None
@@ -101,6 +103,19 @@ class ShardFile:
         del self._hashes[name]
         self._hash_prefix()
         return grown.hexdigest()
+
+    def _digest_both(self, tensor: hashlib._Hash, data: memoryview, *, in_order: bool) -> None:
+        """Take `data` into the checksum of its tensor and, if the file's has come so far, into that one."""
+        beside = None
+        if in_order and len(data) >= _WORTH_A_THREAD:
+            beside = self._beside.submit(self._file_hash.update, data)
+        tensor.update(data)
+        if beside is not None:
+            beside.result()
+        elif in_order:
+            self._file_hash.update(data)
+        if in_order:
+            self._hashed += len(data)
 
     def seal(self) -> str:
         """Put the complete shard on the disk and close it; returns the SHA-256 of the file."""

@@ -6,7 +6,7 @@ Shards grow in a scratch folder inside the output (see `llmq.checkpoint.journal`
 
 from __future__ import annotations
 
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import llmq
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.background import Flusher
 from llmq.checkpoint.faults import writing
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import OutputTensor, ShardLayout, lay_out
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointWriter", "OutputTensor", "ShardLayout", "lay_out"]
 
 _SYNC_BYTES: Final = 256 << 20
-_SYNC_SECONDS: Final = 5.0
+"""What a crash of the machine may cost at the most, beside the tensors it cuts off."""
 
 
 class CheckpointWriter:
@@ -91,8 +92,8 @@ class CheckpointWriter:
         self._replaces: dict[str, int] = {}
         self._lock: FileLock | None = None
         self._journal: Journal | None = None
-        self._unsynced = 0
-        self._synced_at = time.monotonic()
+        self._flusher: Flusher | None = None
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="llmq-checksum")
 
     def __enter__(self) -> CheckpointWriter:
         plan = plan_of(self.identity, self.shards)
@@ -157,7 +158,7 @@ class CheckpointWriter:
             digest = growing.append(name, view)
             if digest is not None:
                 journal.append(tensor=name, file=shard.file, sha256=digest)
-            self._sync_now_and_then(len(view), journal)
+            self._flushing().wrote(len(view))
             if growing.is_complete:
                 self._seal(shard, journal)
 
@@ -234,9 +235,10 @@ class CheckpointWriter:
 
     def _open_part(self, shard: ShardLayout, journal: Journal) -> ShardFile:
         path = self._scratch.part(shard.file)
-        return ShardFile(shard, path, journal.record.tensors if path.exists() else {})
+        return ShardFile(shard, path, journal.record.tensors if path.exists() else {}, self._beside)
 
     def _seal(self, shard: ShardLayout, journal: Journal) -> None:
+        self._flushing().settle()  # it may be about to sync this very file
         digest = self._open[shard.file].seal()
         del self._open[shard.file]
         replace(self._scratch.part(shard.file), self._scratch.sealed(shard.file))
@@ -252,15 +254,16 @@ class CheckpointWriter:
             raise ValueError(f"{len(missing)} tensors are not complete, such as {missing[0]!r}")
         self._seal(shard, journal)
 
-    def _sync_now_and_then(self, nbytes: int, journal: Journal) -> None:
-        self._unsynced += nbytes
-        now = time.monotonic()
-        if self._unsynced >= _SYNC_BYTES or now - self._synced_at >= _SYNC_SECONDS:
-            for growing in self._open.values():
-                growing.sync()
-            journal.sync()
-            self._unsynced = 0
-            self._synced_at = time.monotonic()
+    def _flushing(self) -> Flusher:
+        if self._flusher is None:
+            self._flusher = Flusher(self._sync, _SYNC_BYTES)
+        return self._flusher
+
+    def _sync(self) -> None:
+        """Bring all that was written so far to the disk; runs beside `write`, never beside a shard being closed."""
+        for growing in tuple(self._open.values()):
+            growing.sync()
+        self._running().sync()
 
     def _running(self) -> Journal:
         if self._journal is None:
@@ -268,6 +271,10 @@ class CheckpointWriter:
         return self._journal
 
     def _close(self, *, keep_lock: bool = False) -> None:
+        if self._flusher is not None:
+            self._flusher.close()
+            self._flusher = None
+        self._beside.shutdown()
         while self._open:
             self._open.popitem()[1].close()
         if self._journal is not None:

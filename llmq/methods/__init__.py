@@ -10,7 +10,6 @@ from llmq.methods.mse import mse
 from llmq.methods.protocol import Method
 from llmq.methods.rtn import rtn
 from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec, ScaleDtype
-from llmq_kernels.nonfinite import count_nonfinite
 
 __all__ = ["METHODS", "Method", "quantize_tensor"]
 
@@ -71,8 +70,9 @@ def quantize_tensor(
     spec = QuantSpec(bits=bits, group_size=group_size, **spec_fields)
     if weight.shape[1] == 0 or not spec.divides(weight.shape[1]):
         raise ValueError(f"group size {group_size} does not divide rows of {weight.shape[1]}")
-    rows = np.ascontiguousarray(weight, dtype=np.float32)
-    if any(count_nonfinite(rows)):
-        raise ValueError("weight holds NaN or infinity")
+    rows = np.ascontiguousarray(weight, dtype=None if names else np.float32)
     scale_dtype: ScaleDtype = names[0] if names else "float32"  # type: ignore[assignment]
-    return METHODS[method](rows, spec.resolve(weight.shape[1], scale_dtype))
+    try:
+        return METHODS[method](rows, spec.resolve(weight.shape[1], scale_dtype))
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from None

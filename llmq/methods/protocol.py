@@ -21,9 +21,10 @@ class Method(Protocol):
     """
 
     def __call__(self, weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> QuantizedTensor:
-        """Quantize `weight`, float32 (rows, in_features), finite, by a resolved `spec`.
+        """Quantize `weight`, float16, bfloat16 or float32 (rows, in_features), by a resolved `spec`.
 
-        `statistics` is what calibration found for this weight; methods that need none ignore it.
+        `statistics` is what calibration found for this weight; methods that need none ignore it. NaN or infinity
+        raises FloatingPointError.
         """
         ...
 
@@ -49,7 +50,7 @@ def encode_rows(
 
     Parameters
     ----------
-    weight : float32 (rows, in_features)
+    weight : float16, bfloat16 or float32 (rows, in_features)
     spec : QuantSpec
         Resolved.
     scale : uint16 (rows, n_groups), twice as wide for float32

@@ -1,19 +1,24 @@
-"""Carry a plan out: read rows, quantize them, write them; never more than one block in memory."""
+"""Carry a plan out: one thread reads rows, the kernels quantize them, one thread writes; a few blocks are in memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import InputError
 from llmq.formats.compressed_tensors import encode
 from llmq.formats.dense import to_float32
 from llmq.methods import METHODS
+from llmq.pipeline.read_ahead import Block, ReadAhead
+from llmq.pipeline.write_behind import WriteBehind
+from llmq.plan.budget import BLOCKS_READ, BLOCKS_WRITTEN
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Sequence
 
     from llmq.checkpoint.source import Source
     from llmq.checkpoint.writer import CheckpointWriter
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
     from llmq.system.progress import Progress
 
 __all__ = ["NonfiniteError", "bytes_to_read", "nonfinite_tensors", "run_plan"]
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+_Read = tuple[np.ndarray, "Callable[[], None]"]
+"""Bytes of a block, and a function that gives its buffer back."""
 
 
 class NonfiniteError(InputError):
@@ -41,15 +51,37 @@ def run_plan(
     InputError
         The source cannot be read, or changed while it was read.
     """
-    for tensor in plan.tensors:
-        missing = _missing(tensor, writer)
-        if not missing:
-            continue
-        if tensor.spec is None:
-            _copy(tensor, source, writer, progress, checked=nonfinite == "error")
-        else:
-            _quantize(tensor, plan.recipe.method, missing, source, writer, progress)
+    jobs = [(tensor, missing) for tensor in plan.tensors if (missing := _missing(tensor, writer))]
+    tensors = [tensor for tensor, _ in jobs]
+    with _reading(tensors, source) as ahead, WriteBehind(writer, BLOCKS_WRITTEN) as behind:
+        reads = iter(ahead)
+        for tensor, missing in jobs:
+            blocks = islice(reads, len(_blocks(tensor)))
+            if tensor.spec is None:
+                _copy(tensor, blocks, behind, progress, checked=nonfinite == "error")
+            else:
+                _quantize(tensor, plan.recipe.method, blocks, _Sink(tensor, missing, behind), progress)
     source.check_unchanged()
+
+
+def _reading(tensors: Sequence[TensorPlan], source: Source) -> ReadAhead:
+    """Read all blocks of `tensors` in order."""
+    blocks = (block for tensor in tensors for block in _blocks(tensor))
+    size = max((_block_bytes(tensor) for tensor in tensors), default=0)
+    return ReadAhead(source, blocks, size, BLOCKS_READ)
+
+
+def _block_bytes(tensor: TensorPlan) -> int:
+    info = tensor.info
+    # For a copied tensor a "row" is one element.
+    rows = info.shape[0] if tensor.spec else tensor.parameters
+    return min(info.nbytes, tensor.rows_per_block * (info.nbytes // max(1, rows)))
+
+
+def _blocks(tensor: TensorPlan) -> Sequence[Block]:
+    """Cut a tensor into blocks of whole rows."""
+    step, nbytes = _block_bytes(tensor), tensor.info.nbytes
+    return [Block(tensor.info, start, min(step, nbytes - start)) for start in range(0, nbytes, max(1, step))]
 
 
 def bytes_to_read(plan: Plan, writer: CheckpointWriter) -> int:
@@ -64,44 +96,44 @@ def _missing(tensor: TensorPlan, writer: CheckpointWriter) -> frozenset[str]:
 def nonfinite_tensors(plan: Plan, source: Source, progress: Progress) -> frozenset[str]:
     """Names of the tensors to be quantized that hold NaN or infinity: one pass over their bytes."""
     names = set()
-    for tensor in plan.quantized:
-        for rows in _row_blocks(tensor, source):
-            if any(count_nonfinite(rows)):
-                names.add(tensor.name)
-            progress.advance(rows.size * tensor.info.nbytes // tensor.parameters)
+    with _reading(plan.quantized, source) as ahead:
+        reads = iter(ahead)
+        for tensor in plan.quantized:
+            for raw, release in islice(reads, len(_blocks(tensor))):
+                if any(_count_nonfinite(raw, tensor)):
+                    names.add(tensor.name)
+                release()
+                progress.advance(raw.size)
     return frozenset(names)
 
 
-def _copy(tensor: TensorPlan, source: Source, writer: CheckpointWriter, progress: Progress, *, checked: bool) -> None:
-    # For a copied tensor a "row" is one element.
+def _count_nonfinite(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
+    """Numbers of NaN and of infinities in a block of a tensor, int64 (2,); as float32 where it is to be quantized."""
+    dtype = tensor.info.dtype
+    if dtype not in _FLOATS:
+        return np.zeros(2, np.int64)
+    values = _rows(raw, tensor) if tensor.spec else raw.view(NUMPY_DTYPES[dtype])
+    return np.array(count_nonfinite(values), np.int64)
+
+
+def _rows(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
+    """Whole rows as the methods take them: float16, bfloat16 or float32 (rows, in_features)."""
     info = tensor.info
-    step = tensor.rows_per_block * max(1, info.nbytes // max(1, tensor.parameters))
-    buffer = np.empty(min(step, info.nbytes), np.uint8)
+    if info.dtype == "F64":
+        return to_float32(raw, info.dtype, np.empty((raw.size // 8 // info.shape[1], info.shape[1]), np.float32))
+    return raw.view(NUMPY_DTYPES[info.dtype]).reshape(-1, info.shape[1])
+
+
+def _copy(
+    tensor: TensorPlan, blocks: Iterable[_Read], behind: WriteBehind, progress: Progress, *, checked: bool
+) -> None:
     found = np.zeros(2, np.int64)
-    for start in range(0, info.nbytes, step):
-        raw = buffer[: min(step, info.nbytes - start)]
-        source.read_into(info, start, raw.data)
-        if checked and info.dtype in _FLOAT_BITS:
-            found += _count_nonfinite_bits(raw, info.dtype)
-        writer.write(tensor.name, raw)
+    for raw, release in blocks:
+        if checked:
+            found += _count_nonfinite(raw, tensor)
+        behind.write(tensor.name, raw, release)
         progress.advance(raw.size)
     _refuse_nonfinite(tensor, *found.tolist())
-
-
-_FLOAT_BITS: Final = {
-    "F16": ("<u2", 0x7FFF, 0x7C00),
-    "BF16": ("<u2", 0x7FFF, 0x7F80),
-    "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
-    "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
-}
-"""Of each float dtype: its bits as an integer, all but the sign, and those of infinity."""
-
-
-def _count_nonfinite_bits(raw: np.ndarray, dtype: str) -> tuple[int, int]:
-    """Numbers of NaN and of infinities in the bytes of a tensor."""
-    integer, magnitude, infinity = _FLOAT_BITS[dtype]
-    bits = raw.view(integer) & np.array(magnitude, integer)
-    return int(np.count_nonzero(bits > infinity)), int(np.count_nonzero(bits == infinity))
 
 
 def _refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
@@ -115,40 +147,36 @@ def _refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
         )
 
 
-def _quantize(
-    tensor: TensorPlan,
-    method: str,
-    missing: frozenset[str],
-    source: Source,
-    writer: CheckpointWriter,
-    progress: Progress,
-) -> None:
+class _Sink:
+    """Takes what one weight becomes, and passes on the parts that an earlier run has not written."""
+
+    def __init__(self, tensor: TensorPlan, missing: frozenset[str], behind: WriteBehind) -> None:
+        self._module = tensor.name.removesuffix(".weight")
+        self._missing = missing
+        self._behind = behind
+
+    def write(self, suffix: str, array: np.ndarray) -> None:
+        """Append the next rows of a part."""
+        name = f"{self._module}.{suffix}"
+        if name in self._missing:
+            self._behind.write(name, np.ascontiguousarray(array))
+
+
+def _quantize(tensor: TensorPlan, method: str, blocks: Iterable[_Read], sink: _Sink, progress: Progress) -> None:
     assert tensor.spec is not None
-    module = tensor.name.removesuffix(".weight")
-    nan = infinite = 0
-    for rows in _row_blocks(tensor, source):
-        block_nan, block_infinite = count_nonfinite(rows)
-        nan, infinite = nan + block_nan, infinite + block_infinite
-        if not nan + infinite:
-            for suffix, array in encode(METHODS[method](rows, tensor.spec)).items():
-                name = f"{module}.{suffix}"
-                if name in missing:
-                    writer.write(name, np.ascontiguousarray(array))
-        progress.advance(rows.shape[0] * (tensor.info.nbytes // tensor.info.shape[0]))
-    _refuse_nonfinite(tensor, nan, infinite)
-    if f"{module}.weight_shape" in missing:
-        writer.write(f"{module}.weight_shape", np.array(tensor.info.shape, "<i8"))
-
-
-def _row_blocks(tensor: TensorPlan, source: Source) -> Iterator[np.ndarray]:
-    """Blocks of rows as float32 (rows, in_features); each is valid until the next is asked for."""
-    rows, columns = tensor.info.shape
-    step = min(rows, tensor.rows_per_block)
-    row_bytes = tensor.info.nbytes // rows
-    raw = np.empty(step * row_bytes, np.uint8)
-    widened = np.empty((step, columns), np.float32)
-    for start in range(0, rows, step):
-        count = min(step, rows - start)
-        read, block = raw[: count * row_bytes], widened[:count]
-        source.read_into(tensor.info, start * row_bytes, read.data)
-        yield to_float32(read, tensor.info.dtype, block)
+    found = np.zeros(2, np.int64)
+    for raw, release in blocks:
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            if not found.any():
+                arrays = encode(METHODS[method](_rows(raw, tensor), tensor.spec))
+        except FloatingPointError:
+            pass
+        if not arrays:
+            found += _count_nonfinite(raw, tensor)
+        release()
+        for suffix, array in arrays.items():
+            sink.write(suffix, array)
+        progress.advance(raw.size)
+    _refuse_nonfinite(tensor, *found.tolist())
+    sink.write("weight_shape", np.array(tensor.info.shape, "<i8"))

@@ -14,7 +14,7 @@ from llmq.checkpoint.dtypes import bytes_per_element
 from llmq.checkpoint.layout import OutputTensor, lay_out
 from llmq.errors import UnsupportedError, UsageError
 from llmq.formats.compressed_tensors import SUFFIXES, already_quantized, entries, quantization_config
-from llmq.plan.budget import PROCESS_BYTES, Budget, block_budget, bytes_per_row
+from llmq.plan.budget import PROCESS_BYTES, Need, block_budget
 from llmq.plan.plan import Plan, TensorPlan
 from llmq.plan.targets import TARGETS, check_target
 
@@ -73,8 +73,9 @@ def build_plan(
     if _tied(source):
         tensor_roles |= {n: TensorRole(Role.OTHER, "tied to the embedding table") for n in _heads(source)}
     choose = _chooser(recipe, keep)
-    budget = block_budget(max_memory)
-    planned = [_plan_tensor(info, tensor_roles[name], choose, budget) for name, info in source.tensors.items()]
+    planned = [_plan_tensor(info, tensor_roles[name], choose) for name, info in source.tensors.items()]
+    budget = block_budget(max_memory, map(_need, planned))
+    planned = [replace(t, rows_per_block=budget.rows_per_block(_need(t))) for t in planned]
     planned.sort(key=lambda t: _execution_order(t.name, t.role))
     quantized = [t for t in planned if t.spec is not None]
     if not quantized:
@@ -88,7 +89,7 @@ def build_plan(
         tensors=tuple(planned),
         shards=lay_out(_output_order(planned), max_shard_size),
         config=_output_config(source, planned, recipe),
-        predicted_peak_bytes=PROCESS_BYTES + max(_block_bytes(t) for t in planned),
+        predicted_peak_bytes=_peak_bytes(planned),
         warnings=(),
         hints=(),
     )
@@ -172,29 +173,35 @@ def _plan_tensor(
     info: TensorInfo,
     role: TensorRole,
     choose: Callable[[str, TensorRole], tuple[QuantSpec | None, str]],
-    budget: Budget,
 ) -> TensorPlan:
+    """Decide everything but the rows of a block."""
     spec, reason = choose(info.name, role)
     if spec is not None and info.dtype not in _SCALE_DTYPES:
         spec, reason = None, f"dtype {info.dtype} is copied"
     if spec is not None and (info.shape[1] == 0 or not spec.divides(info.shape[1])):
         reason = f"group size {spec.group_size} does not divide rows of {info.shape[1]}"
         spec = None
-    itemsize = bytes_per_element(info.dtype)
     if spec is None:
         outputs: tuple[OutputTensor, ...] = (OutputTensor(info.name, info.dtype, info.shape),)
-        return TensorPlan(info, role.role, None, reason, outputs, max(1, budget.preferred // 4 // itemsize))
+        return TensorPlan(info, role.role, None, reason, outputs, 1)
     rows, columns = info.shape
     spec = spec.resolve(columns, _SCALE_DTYPES[info.dtype])
     outputs = entries(info.name.removesuffix(".weight"), spec, (rows, columns))
-    return TensorPlan(info, role.role, spec, "", outputs, budget.rows_per_block((rows, columns), itemsize, spec))
+    return TensorPlan(info, role.role, spec, "", outputs, 1)
 
 
-def _block_bytes(tensor: TensorPlan) -> int:
+def _need(tensor: TensorPlan) -> Need:
     itemsize = bytes_per_element(tensor.info.dtype)
     if tensor.spec is None:
-        return min(tensor.info.nbytes, tensor.rows_per_block * itemsize)
-    return tensor.rows_per_block * bytes_per_row(tensor.info.shape[1], itemsize, tensor.spec)
+        return Need.of_copy(tensor.parameters, itemsize)
+    rows, columns = tensor.info.shape
+    return Need.of_weight((rows, columns), itemsize, tensor.spec)
+
+
+def _peak_bytes(planned: Sequence[TensorPlan]) -> int:
+    """Anonymous memory at the peak: blocks of one tensor may be read while those of another are written."""
+    needs = [(t.rows_per_block, _need(t)) for t in planned]
+    return PROCESS_BYTES + max(rows * n.read for rows, n in needs) + max(rows * n.made for rows, n in needs)
 
 
 def _execution_order(name: str, role: Role) -> tuple[int, int]:

@@ -1,19 +1,25 @@
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmq_kernels.nonfinite import count_nonfinite
+from llmq_kernels.nonfinite import count_nonfinite, nonfinite_reference
+
+FLOATS = {np.float16: np.uint16, ml_dtypes.bfloat16: np.uint16, np.float32: np.uint32, np.float64: np.uint64}
 
 
-@given(size=st.integers(0, 300), seed=st.integers(0, 2**32 - 1))
-def test_counts_what_numpy_counts(size, seed):
+@given(size=st.integers(0, 300), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(list(FLOATS)))
+def test_counts_what_numpy_counts(size, seed, dtype):
     rng = np.random.default_rng(seed)
-    x = rng.integers(0, 2**32, size, dtype=np.uint32)
-    x[rng.random(size) < 0.2] |= 0x7F800000
-    x[rng.random(size) < 0.2] &= 0xFF800000
-    x = x.view(np.float32)
-    assert count_nonfinite(x) == (np.isnan(x).sum(), np.isinf(x).sum())
+    integer = FLOATS[dtype]
+    infinity = np.array(np.inf, dtype).view(integer)
+    x = rng.integers(0, np.iinfo(integer).max, size, integer, endpoint=True)
+    x[rng.random(size) < 0.2] |= infinity
+    mantissa = ~infinity & (np.iinfo(integer).max >> integer(1))
+    x[rng.random(size) < 0.2] &= ~mantissa
+    x = x.view(dtype)
+    assert count_nonfinite(x) == nonfinite_reference(x)
 
 
 @pytest.mark.parametrize("at", [0, 1, 15, 16, 63])
@@ -27,4 +33,4 @@ def test_finds_one_anywhere(at, value):
 
 def test_other_dtypes_are_refused():
     with pytest.raises(TypeError, match="float32"):
-        count_nonfinite(np.zeros(3))
+        count_nonfinite(np.zeros(3, np.int64))

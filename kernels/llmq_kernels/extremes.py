@@ -1,0 +1,123 @@
+"""The smallest and the largest of a run of floats, found in their bits as explicit vectors of integers.
+
+Flipping all but the sign of negative floats makes their bits integers of the same order: sixteen float16 or bfloat16
+to a vector, without widening, and NaN and infinity lie beyond every finite value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+__all__ = ["extreme_bits", "extreme_bits_reference"]
+
+_intrinsic: Any = intrinsic
+_VECTOR_BITS: Final = 256
+
+
+def extreme_bits_reference(bits: np.ndarray) -> tuple[int, int]:
+    """Specify `extreme_bits` of one run, uint16 or uint32 (n,), in plain NumPy.
+
+    Zero counts as one of the run, and -0 is less than it. A NaN lies beyond infinity, on the side of its sign.
+
+    Examples
+    --------
+    >>> bits = np.array([1.5, -2.0, 0.25], np.float16).view(np.uint16)
+    >>> np.array(extreme_bits_reference(bits), np.uint16).view(np.float16).tolist()
+    [-2.0, 1.5]
+    """
+    width = 8 * bits.itemsize
+    flip = (1 << (width - 1)) - 1
+    signed = bits.view(f"i{bits.itemsize}").astype(np.int64)
+    ordered = np.append(np.where(signed < 0, signed ^ flip, signed), 0)
+    low, high = int(ordered.min()), int(ordered.max())
+    return (low ^ flip if low < 0 else low) % (1 << width), high
+
+
+class _Emitter:
+    """Emits operations on floats of `width` bits."""
+
+    def __init__(self, builder: Any, width: int) -> None:
+        self.builder = builder
+        self.scalar = ir.IntType(width)
+        self.lanes = _VECTOR_BITS // width
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+
+    def _full(self, like: Any, value: int) -> Any:
+        return ir.Constant(like, [value] * self.lanes if like == self.vector else value)
+
+    def ordered(self, x: Any) -> Any:
+        """Flip all but the sign where the sign is set; its own inverse."""
+        b, width = self.builder, self.scalar.width
+        flip = b.lshr(b.ashr(x, self._full(x.type, width - 1)), self._full(x.type, 1))
+        return b.xor(x, flip)
+
+    def keep(self, place: Any, x: Any, relation: str) -> None:
+        """Replace the variable `place` by `x` where `x` is less, or more."""
+        kept = self.builder.load(place)
+        self.builder.store(self.builder.select(self.builder.icmp_signed(relation, x, kept), x, kept), place)
+
+    def variable(self, like: Any) -> Any:
+        """Make a variable that starts at zero."""
+        place = cgutils.alloca_once(self.builder, like)
+        self.builder.store(self._full(like, 0), place)
+        return place
+
+    def reduced(self, x: Any, name: str) -> Any:
+        """Reduce a vector to its least (`smin`) or largest (`smax`) element."""
+        kind = ir.FunctionType(self.scalar, [self.vector])
+        name = f"llvm.vector.reduce.{name}.v{self.lanes}i{self.scalar.width}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [x])
+
+
+@_intrinsic
+def extreme_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> Any:  # noqa: ARG001
+    """Find the least and the largest of some columns of a row, and of zero.
+
+    Parameters
+    ----------
+    bits : uint16 or uint32 (rows, columns), C-contiguous
+        Floats.
+    row, start, count : int64
+        Columns `start` to `start + count` of `row`.
+
+    Returns
+    -------
+    low, high : uint32
+        Bits of floats as wide as those of `bits`.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        e = _Emitter(builder, kind.dtype.bitwidth)
+        array = context.make_array(kind)(context, builder, args[0])
+        columns = builder.extract_value(array.shape, 1)
+        data = builder.gep(array.data, [builder.add(builder.mul(args[1], columns), args[2])])
+        n_vectors = builder.udiv(args[3], args[3].type(e.lanes))
+        low, high = e.variable(e.vector), e.variable(e.vector)
+        with cgutils.for_range(builder, n_vectors) as loop:
+            place = builder.gep(data, [builder.mul(loop.index, args[3].type(e.lanes))])
+            loaded = builder.load(builder.bitcast(place, e.vector.as_pointer()), align=e.scalar.width // 8)
+            x = e.ordered(loaded)
+            e.keep(low, x, "<")
+            e.keep(high, x, ">")
+        last_low, last_high = e.variable(e.scalar), e.variable(e.scalar)
+        builder.store(e.reduced(builder.load(low), "smin"), last_low)
+        builder.store(e.reduced(builder.load(high), "smax"), last_high)
+        with cgutils.for_range_slice(
+            builder, builder.mul(n_vectors, args[3].type(e.lanes)), args[3], args[3].type(1), inc=True
+        ) as (index, _):
+            x = e.ordered(builder.load(builder.gep(data, [index])))
+            e.keep(last_low, x, "<")
+            e.keep(last_high, x, ">")
+        found = [e.ordered(builder.load(place)) for place in (last_low, last_high)]
+        word = ir.IntType(32)
+        found = [x if e.scalar.width == word.width else builder.zext(x, word) for x in found]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    place = (types.int64, types.int64, types.int64)
+    return types.UniTuple(types.uint32, 2)(bits, *place), emit
