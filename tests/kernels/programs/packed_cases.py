@@ -56,10 +56,10 @@ def _variants() -> tuple[Variant, ...]:
     both = True, False
     some = []
     for bits in range(1, 9):
-        few = (3, 4) if bits % 2 == 0 else (2,)
+        few = (1, 3, 4) if bits % 2 == 0 else (1, 2)
         small = 16 if bits in (2, 5, 8) else 32
-        some.append(Variant(bits, small, (1, *few, *MANY), both))
-        some.append(Variant(bits, 256, (1, *MANY), (bits % 2 == 0,)))
+        some.append(Variant(bits, small, few + MANY, both if bits in (1, 4, 8) else (bits % 2 == 0,)))
+        some.append(Variant(bits, 256, ((1,) if bits in (1, 3, 4, 8) else ()) + MANY, (bits % 2 == 1,)))
     return (*some, Variant(4, 64, (1, *MANY), (True,)), Variant(4, 128, (1, *MANY), (False,)))
 
 
