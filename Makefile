@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow check fix docs clean
+.PHONY: help demo test test-slow check fix docs bench performance clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
@@ -12,6 +12,8 @@ help:
 	@echo "make check      format, lint, types and layers"
 	@echo "make fix        format and mend what ruff can"
 	@echo "make docs       run the demo and write its table and the flags into README and docs"
+	@echo "make bench        compare with ONNX Runtime, torch and llama.cpp (compiles llama.cpp first)"
+	@echo "make performance  measure anew what docs/performance.md shows (an hour or two)"
 	@echo "make test-slow  run the tests that take minutes"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -22,6 +24,10 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --editable ".[hf]" --group dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --group bench
 	@touch $@
 
 demo: $(VENV)/.run
@@ -44,6 +50,12 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/demo.py --markdown README.md
 	$(BIN)/python scripts/update_docs.py
+
+bench: $(VENV)/.bench
+	$(BIN)/python scripts/bench_peers.py
+
+performance: $(VENV)/.bench
+	$(BIN)/python scripts/update_performance.py
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

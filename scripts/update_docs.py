@@ -30,9 +30,18 @@ def command_line() -> str:
         for name in COMMANDS:
             command = cli.get_command(top, name)
             assert command is not None
-            with click.Context(command, info_name=name, parent=top, **_SETTINGS) as context:
-                parts += [f"## llmq {name}\n", "```", command.get_help(context), "```\n"]
+            parts += _sections(command, name, top)
     return "\n".join(parts)
+
+
+def _sections(command: click.Command, name: str, parent: click.Context) -> list[str]:
+    """Lines about a command, and about those under it."""
+    with click.Context(command, info_name=name, parent=parent, **_SETTINGS) as context:
+        lines = [f"## {context.command_path}\n", "```", command.get_help(context), "```\n"]
+        below = command.commands if isinstance(command, click.Group) else {}
+        for inner, one in below.items():
+            lines += _sections(one, inner, context)
+        return lines
 
 
 def main() -> None:

@@ -198,12 +198,12 @@ def decode_rows(p: Any, number: int, bits: Any, share: Any, tokens: Any) -> None
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
     most = _most(tokens)
-    taken = next_number(p[COUNTER])
+    taken, before = next_number(p[COUNTER]), 0
     for weight in range(p[WEIGHTS]):
         job = JOBS + weight * JOB_SIZE
         n_chunks = (p[job + ROWS] + p[CHUNK] - 1) // p[CHUNK]
-        while taken < n_chunks:
-            first = taken * p[CHUNK]
+        while taken - before < n_chunks:
+            first = (taken - before) * p[CHUNK]
             count = min(p[CHUNK], p[job + ROWS] - first)
             distance = count // most[0]
             rest = count - distance * most[0]
@@ -212,4 +212,4 @@ def decode_rows(p: Any, number: int, bits: Any, share: Any, tokens: Any) -> None
                 span = (first + step, distance, most[0]) if whole else (first + distance * most[0], 1, rest)
                 _step(p, job, span, scratch, (bits, share, tokens), most)
             taken = next_number(p[COUNTER])
-        taken -= n_chunks
+        before += n_chunks

@@ -355,13 +355,13 @@ def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
     n_rows = _constants(bits)[0]
-    taken = next_number(p[COUNTER])
+    taken, before = next_number(p[COUNTER]), 0
     for weight in range(p[WEIGHTS]):
         job = JOBS + weight * JOB_SIZE
         n_tiles = (p[job + ROWS] + n_rows - 1) // n_rows
-        while taken < n_tiles:
-            first = taken * n_rows
+        while taken - before < n_tiles:
+            first = (taken - before) * n_rows
             rows = first, min(n_rows, p[job + ROWS] - first), n_rows
             _multiply_rows(p, job, rows, scratch, (bits, share, forms))
             taken = next_number(p[COUNTER])
-        taken -= n_tiles
+        before += n_tiles

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "generate": "Go on from a prompt.",
     "chat": "Talk to a model, turn by turn.",
     "eval": "Measure perplexity, and divergence from another model.",
+    "bench": "Measure the speed of matmul, generation and quantizing, and memory.",
     "doctor": "Look over this machine and installation.",
 }
 """Each command's file in this package, with what `llmq --help` says of it."""

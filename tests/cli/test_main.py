@@ -60,9 +60,10 @@ def test_the_module_runs_as_a_program(spawn):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_json_and_kebab_case(name, call):
     command = import_module(f"llmq.cli.{name}").command
-    options = [opt for p in command.params if isinstance(p, click.Option) for opt in (*p.opts, *p.secondary_opts)]
-    assert "--json" in options
-    assert not any("_" in option for option in options)
+    for one in command.commands.values() if isinstance(command, click.Group) else [command]:
+        options = [opt for p in one.params if isinstance(p, click.Option) for opt in (*p.opts, *p.secondary_opts)]
+        assert "--json" in options
+        assert not any("_" in option for option in options)
     code, out, _ = call(name, "-h")
     assert code == 0
     assert f"Usage: llmq {name}" in out

@@ -9,7 +9,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture(scope="session")
 def script():
-    """Import a script by its name."""
+    """Import a script by its name; scripts find each other as they do when they are run."""
+    sys.path.insert(0, str(SCRIPTS))
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
@@ -18,4 +19,5 @@ def script():
         spec.loader.exec_module(module)
         return module
 
-    return load
+    yield load
+    sys.path.remove(str(SCRIPTS))

@@ -1,0 +1,193 @@
+"""Measure everything that docs/performance.md shows, and write its tables.
+
+python scripts/update_performance.py [SECTION]... [--folder bench-models]
+
+Takes an hour or two on two cores; a section at a time can be renewed. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from bench_peers import Options, Result, compare, table, versions
+from llmq.benchmarks.child import llmq
+from llmq.benchmarks.rows import describe_machine
+from llmq.cli.sizes import format_size
+from peer_models import COUNTERPARTS, Models, quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+
+_KIND: Final = "Q4_0"
+"""Names the checkpoint of ours that is looked at alone: 4 bits in groups of 64, a head of 8 bits."""
+
+
+def put(text: str, section: str, content: str) -> str:
+    """Put content between the markers of a section, instead of what stands there."""
+    begin, end = f"<!-- {section}:begin -->\n", f"<!-- {section}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise click.ClickException(f"the page has no section {section}")
+    return f"{before}{begin}\n{content}\n\n{end}{after}"
+
+
+def bench(name: str, *flags: object) -> list[dict[str, Any]]:
+    """Rows of a benchmark of `llmq bench`."""
+    words = " ".join(map(str, flags))
+    click.echo(f"$ llmq bench {name} {words}", err=True)
+    rows: list[dict[str, Any]] = llmq("bench", name, *flags)["rows"]
+    return rows
+
+
+def figures(rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    """A table of some figures of rows, by the headings of its columns."""
+    return table(tuple(columns), [[show(row) for show in columns.values()] for row in rows])
+
+
+def _number(key: str, form: str, scale: float = 1.0) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "-" if row[key] is None else format(row[key] / scale, form)
+
+
+def _size(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "-" if row[key] is None else format_size(row[key])
+
+
+_WHAT: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
+    "what": lambda row: str(row["name"]),
+    "threads": lambda row: str(row["threads"]),
+}
+_TOKENS: Final = {"tokens": _number("tokens", ".0f")}
+_MILLISECONDS: Final = {"ms": lambda row: f"{1000 * row['seconds']:.2f}"}
+_RATIO: Final = {
+    "GB/s": _number("bytes_per_second", ".1f", 1e9),
+    "plain read": _number("limit_bytes_per_second", ".1f", 1e9),
+    "ratio": _number("ratio", ".2f"),
+}
+_RATE: Final = {"tokens/s": _number("tokens_per_second", ".1f")}
+
+
+def machine_section(_models: Models) -> str:
+    """Processor and versions."""
+    found = describe_machine()
+    parts = {**found["versions"], **{name: version for name, version in versions().items() if version}}
+    features = " ".join(found["features"])
+    programs = ", ".join(f"{name} {version}" for name, version in parts.items())
+    return f"{found['cpu']}, {features}; {found['system']}.\n{programs}."
+
+
+def decode_section(_models: Models) -> str:
+    """One token, every width."""
+    rows = bench("matmul", "--tokens", 1)
+    rows += bench("matmul", "--tokens", 1, "--bits", "7,6,5,3,1", "--group-size", 64)
+    return figures(rows, _WHAT | _MILLISECONDS | _RATIO)
+
+
+def tokens_section(_models: Models) -> str:
+    """Growth with tokens."""
+    rows = bench("matmul", "--tokens", "1,2,4,8,16,32,64,128,256,512", "--bits", "8,4", "--group-size", 64, "-r", 3)
+    return figures(rows, _WHAT | _TOKENS | _MILLISECONDS | {"GOP/s": _number("operations_per_second", ".0f", 1e9)})
+
+
+def context_section(models: Models) -> str:
+    """Growth with the context."""
+    contexts = "64,512,1024,2048,4096"
+    rows = bench("generate", models.counterpart(_KIND), "--context", contexts, "-p", "128,512,2048", "-r", 3)
+    return figures(rows, _WHAT | _RATE | _MILLISECONDS | _RATIO)
+
+
+def size_section(models: Models) -> str:
+    """Growth with the model."""
+    rows = []
+    for layers in (2, 4, 8):
+        packed = quantized(models.random(layers), models.folder, COUNTERPARTS[_KIND])
+        size = llmq("inspect", packed)
+        label = f"{layers} layers, {format_size(size['total_bytes'])}"
+        measured = bench("generate", packed, "--context", 64, "-p", 128, "-r", 3)
+        rows += [row | {"name": f"{label}: {row['name']}"} for row in measured]
+    return figures(rows, _WHAT | _RATE | _MILLISECONDS | _RATIO)
+
+
+def quantize_section(models: Models) -> str:
+    """Our methods beside the read limit."""
+    rows = bench("quantize", models.checkpoint(), "--folder", models.folder, "-r", 3)
+    return figures(rows, _WHAT | {"s": _number("seconds", ".2f")} | _RATIO | {"anonymous": _size("peak_anon_bytes")})
+
+
+def memory_section(models: Models) -> str:
+    """Peaks of memory, stage by stage."""
+    rows = bench("memory", models.counterpart(_KIND), "-t", 2)
+    return figures(rows, _WHAT | {"anonymous": _size("peak_anon_bytes"), "resident": _size("peak_rss_bytes")})
+
+
+def start_section(models: Models) -> str:
+    """Starts of processes."""
+    rows = bench("generate", models.counterpart(_KIND), "--context", 64, "-p", 8, "--start", "-r", 3, "-t", 2)
+    return figures([row for row in rows if "start" in row["name"]], _WHAT | {"s": _number("seconds", ".2f")})
+
+
+def peers_matmul_section(models: Models) -> str:
+    """Beside ONNX Runtime and torch."""
+    options = Options(models=models, group_sizes=(64, 128), runs=3)
+    return pivot(compare(["matmul"], options), lambda r: f"{1000 * r.seconds:.2f} ms")
+
+
+def peers_generate_section(models: Models) -> str:
+    """Beside llama.cpp."""
+    results = compare(["generate"], Options(models=models, tokens=(1, 128, 512), runs=3))
+    for result in results:
+        result.contestant = result.contestant.partition(" ")[0]
+    return pivot(results, lambda r: f"{r.tokens / r.seconds:.1f} tokens/s")
+
+
+def peers_quantize_section(models: Models) -> str:
+    """Beside `llama-quantize`."""
+    return pivot(compare(["quantize"], Options(models=models, runs=3)), lambda r: f"{r.seconds:.2f} s")
+
+
+def pivot(results: Sequence[Result], show: Callable[[Result], str]) -> str:
+    """A line for each task and number of threads, a column for each contestant with how many times ours it took."""
+    names = list(dict.fromkeys(result.contestant for result in results))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for result in results:
+        size = f", {format_size(result.nbytes)}" if result.nbytes and result.level == "generate" else ""
+        times = "" if result.times_ours in (None, 1.0) else f" ({result.times_ours:.2f}x)"
+        lines.setdefault((result.task, str(result.threads)), {})[result.contestant] = f"{show(result)}{times}{size}"
+    return table(("what", "threads", *names), [(*key, *(row.get(n, "-") for n in names)) for key, row in lines.items()])
+
+
+SECTIONS: Final[dict[str, Callable[[Models], str]]] = {
+    "machine": machine_section,
+    "decode": decode_section,
+    "tokens": tokens_section,
+    "context": context_section,
+    "size": size_section,
+    "quantize": quantize_section,
+    "memory": memory_section,
+    "start": start_section,
+    "peers-matmul": peers_matmul_section,
+    "peers-generate": peers_generate_section,
+    "peers-quantize": peers_quantize_section,
+}
+"""What makes the content of each section of the page."""
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.argument("sections", nargs=-1, type=click.Choice(list(SECTIONS)))
+@click.option("--folder", type=click.Path(path_type=Path), default="bench-models", help="Where models are kept.")
+@click.option("--page", type=click.Path(path_type=Path, exists=True), default=PAGE, help="The page to write.")
+def main(sections: tuple[str, ...], folder: Path, page: Path) -> None:
+    """Measure SECTIONS, all by default, and write their tables into the page, one after the other."""
+    for section in sections or SECTIONS:
+        content = SECTIONS[section](Models(folder))
+        page.write_text(put(page.read_text(encoding="utf-8"), section, content), encoding="utf-8")
+        click.echo(f"{section}: written", err=True)
+
+
+if __name__ == "__main__":
+    main()
