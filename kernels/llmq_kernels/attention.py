@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from llmq_kernels.attention_tasks import Plan, line_size, run_task, sum_up, tasks_of
-from llmq_kernels.doors import frozen, output_of
-from llmq_kernels.jit import call, jit
+from llmq_kernels.attention_tasks import Plan, line_size, run_task, sum_up
+from llmq_kernels.doors import output_of
+from llmq_kernels.jit import jit_enabled, threads
+from llmq_kernels.memory import address_of, elements, floats, next_number
 from llmq_kernels.scratch import Scratch
+from llmq_kernels.workers import launch, worker_address
 
 if TYPE_CHECKING:
     from llmq_kernels.keyvalues import KeyValues
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["attention", "attention_reference"]
 
 _numba: Any = numba  # some releases are half typed
-_thread = _numba.get_thread_id
+_carray = _numba.carray
 
 _FEW: Final = 4
 """Tokens up to which the context is split: more of them make tasks enough by themselves."""
@@ -32,6 +34,9 @@ _TILE: Final = 64
 
 _ROWS: Final = 32
 """Rows of a task for many tokens, about; a row is one head of one token."""
+
+_KINDS: Final = {4: 1, 2: 2, 1: 3}
+"""The variant of `attend` by bytes of an element."""
 
 _PARALLEL: Final = 1 << 19
 """Products of queries and keys from which waking the threads pays: about 40 microseconds of work."""
@@ -62,16 +67,48 @@ def attention_reference(
     return mixed
 
 
-@jit(parallel=True)
-def _attention(
-    queries: np.ndarray, cache: Any, plan: Plan, work: np.ndarray, lines: np.ndarray, out: np.ndarray
-) -> None:
-    """Run all tasks, each thread with a row of `work`, and put their results together if need be."""
-    for task in numba.prange(tasks_of(queries, cache, plan)):
-        # The number of a task is unsigned, and would have all of it compiled anew.
-        run_task(int(np.int64(task)), queries, cache, plan, work[_thread()], lines)
-    if plan.splits > 1:
-        sum_up(lines, out)
+# What `attend` reads, by place in its parameters: addresses and shapes.
+_COUNTER: Final = 0
+_TASKS: Final = 1
+_QUERIES: Final = 2
+"""Their address, tokens, heads and elements of a head."""
+_CACHE: Final = 6
+"""Addresses of keys, values and their scales; heads, capacity and width of keys, and length of the scales."""
+_PLAN: Final = 14
+_WORK: Final = 21
+"""Address of the lines of a worker, how many, and elements of one."""
+_LINES: Final = 24
+"""Address of the results, and their shape."""
+_N_PARAMETERS: Final = 29
+
+
+def attend(p: Any, number: int, kind: Any) -> None:
+    """Run tasks as long as there are any: a worker (see `llmq_kernels.workers`).
+
+    Parameters
+    ----------
+    p : pointer to int64
+        Read at the places named above.
+    number : int
+        Of this worker.
+    kind : pointer
+        Its length is 1, 2 or 3 for a cache of float32, uint16 or int8.
+    """
+    queries = _carray(floats(p[_QUERIES]), (p[_QUERIES + 1], p[_QUERIES + 2], p[_QUERIES + 3]))
+    shape = p[_CACHE + 4], p[_CACHE + 5], p[_CACHE + 6]
+    keys, values = _carray(elements(p[_CACHE], kind), shape), _carray(elements(p[_CACHE + 1], kind), shape)
+    scales = shape[0], p[_CACHE + 7]
+    cache = keys, values, _carray(floats(p[_CACHE + 2]), scales), _carray(floats(p[_CACHE + 3]), scales)
+    plan = Plan(
+        p[_PLAN], p[_PLAN + 1], p[_PLAN + 2], p[_PLAN + 3], p[_PLAN + 4], p[_PLAN + 5], p[_PLAN + 6]
+    )  # Numba unpacks no pointer
+    rows, size = p[_WORK + 1], p[_WORK + 2]
+    work = _carray(floats(p[_WORK] + 4 * number * rows * size), (rows, size))
+    lines = _carray(floats(p[_LINES]), (p[_LINES + 1], p[_LINES + 2], p[_LINES + 3], p[_LINES + 4]))
+    task = next_number(p[_COUNTER])
+    while task < p[_TASKS]:
+        run_task(task, queries, cache, plan, work, lines)
+        task = next_number(p[_COUNTER])
 
 
 def attention(
@@ -116,15 +153,36 @@ def attention(
     group = heads // cache.keys.shape[0]
     plan = _plan(tokens, group, start, window)
     parallel = queries.size * min(plan.window, start + tokens) >= _PARALLEL
-    # As many as there can be, not as are set now: another Python thread may set more meanwhile.
-    workers = _numba.config.NUMBA_NUM_THREADS if parallel else 1
+    workers = threads() if parallel and jit_enabled() else 1
     scratch = scratch or Scratch()
     work = scratch.room("attention work", (workers, plan.block * group, line_size(plan, cache.keys.shape[2])))
     lines = (
         scratch.room("attention lines", (plan.splits, tokens, heads, head_dim + 2)) if plan.splits > 1 else out[None]
     )
-    call(_attention, frozen(queries), cache.views, plan, work, lines, out, parallel=parallel)
+    tasks = plan.splits * -(-tokens // plan.block) * cache.keys.shape[0]
+    if jit_enabled():
+        _run((queries, cache, work, lines), plan, tasks, scratch)
+    else:
+        for task in range(tasks):
+            run_task(task, queries, cache.views, plan, work[0], lines)
+    if plan.splits > 1:
+        sum_up(lines, out)
     return out
+
+
+def _run(
+    arrays: tuple[np.ndarray, KeyValues, np.ndarray, np.ndarray], plan: Plan, tasks: int, scratch: Scratch
+) -> None:
+    queries, cache, work, lines = arrays
+    p = scratch.room("attention parameters", (_N_PARAMETERS + 1,), np.int64)
+    place = address_of(p)
+    p[_N_PARAMETERS] = 0
+    p[_COUNTER:_CACHE] = place + 8 * _N_PARAMETERS, tasks, address_of(queries), *queries.shape
+    p[_CACHE : _CACHE + 4] = [address_of(array) for array in cache.arrays]
+    p[_CACHE + 4 : _PLAN] = *cache.keys.shape, cache.key_scale.shape[1]
+    p[_PLAN:_WORK] = plan
+    p[_WORK:_N_PARAMETERS] = address_of(work), *work.shape[1:], address_of(lines), *lines.shape
+    launch(worker_address(attend, _KINDS[cache.keys.dtype.itemsize]), place, work.shape[0])
 
 
 def _plan(tokens: int, group: int, start: int, window: int | None) -> Plan:

@@ -20,7 +20,7 @@ from llmq_kernels.attention_rows import LANES, add_values, score, weigh
 from llmq_kernels.exponential import exp
 from llmq_kernels.jit import jit
 
-__all__ = ["Plan", "line_size", "run_task", "sum_up", "tasks_of"]
+__all__ = ["Plan", "line_size", "run_task", "sum_up"]
 
 
 class Plan(NamedTuple):
@@ -107,13 +107,6 @@ def _meet(work: np.ndarray, pair: Any, scales: tuple[np.ndarray, np.ndarray], lo
             else:
                 add_values(lines, part, (0,))
         row += count
-
-
-@jit
-def tasks_of(queries: np.ndarray, cache: Any, plan: Plan) -> int:
-    """Number of tasks of a call: stretches, blocks of tokens, heads of keys."""
-    count: int = plan.splits * ((queries.shape[0] + plan.block - 1) // plan.block) * cache[0].shape[0]
-    return count
 
 
 @jit

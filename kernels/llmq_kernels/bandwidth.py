@@ -50,10 +50,10 @@ def checksum_reference(data: np.ndarray) -> int:
 
 @_intrinsic
 def _sum_streams(
-    typing_context: Any,  # noqa: ARG001
+    typing_context: Any,
     data: types.Array,
-    start: types.Integer,  # noqa: ARG001
-    stride: types.Integer,  # noqa: ARG001
+    start: types.Integer,
+    stride: types.Integer,
 ) -> Any:
     """Sum the 64-bit words of `_STREAMS` stretches of `stride` bytes each, a multiple of `_STEP`, from `start` on."""
     signature = types.uint64(data, types.int64, types.int64)

@@ -12,6 +12,7 @@ from llmq_kernels.activations import activation_group, encode_rows
 from llmq_kernels.decode import SIDE_BY_SIDE, decode_rows
 from llmq_kernels.jit import threads
 from llmq_kernels.layout import midpoint
+from llmq_kernels.memory import address_of
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
 from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
 from llmq_kernels.simd import target
@@ -124,14 +125,14 @@ class Bundle:
             plan = known[self._key, room, workers] = _Plan(self, room, workers)
         p = plan.parameters
         p[places.TOKENS] = tokens
-        p[places.X] = x.ctypes.data
+        p[places.X] = address_of(x)
         p[places.JOBS :] = self._jobs
         for number, out in enumerate(outs):
-            p[places.JOBS + number * places.JOB_SIZE + places.OUT] = out.ctypes.data
+            p[places.JOBS + number * places.JOB_SIZE + places.OUT] = address_of(out)
         plan.counter[0] = 0
-        launch(plan.encode, p, workers if x.size >= _ENCODE_PARALLEL else 1)
+        launch(plan.encode, plan.place, workers if x.size >= _ENCODE_PARALLEL else 1)
         plan.counter[0] = 0
-        launch(plan.multiply, p, workers)
+        launch(plan.multiply, plan.place, workers)
 
 
 class _Plan:
@@ -180,6 +181,7 @@ class _Plan:
             places.WEIGHTS: len(bundle.rows),
         }
         self.parameters = np.zeros(places.JOBS + len(bundle.rows) * places.JOB_SIZE, np.int64)
+        self.place = self.parameters.ctypes.data
         place = 0
         for name, part in parts.items():
             values[name] = place

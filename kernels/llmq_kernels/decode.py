@@ -53,6 +53,7 @@ from llmq_kernels.workers import length
 
 __all__ = ["SIDE_BY_SIDE", "decode_rows"]
 
+PREFETCH: Final = 512
 SIDE_BY_SIDE: Final = (0, 4, 2, 2, 2)
 """Rows that are walked side by side, by number of tokens."""
 
@@ -108,6 +109,8 @@ def _emit_rows(emitter: Emitter, variant: tuple[int, int, int], places: list[lis
             at = emitter.add(done, chunk)
             x = [_planes_of_x(emitter, bits, emitter.add(base, emitter.mul(at, codes))) for base in x_at]
             for r in range(rows):
+                if PREFETCH:
+                    emitter.prefetch(emitter.add(row_at[r], emitter.mul(at, step)), PREFETCH)
                 planes = unpack_planes(emitter, bits, emitter.add(row_at[r], emitter.mul(at, step)))
                 for t in range(tokens):
                     pairs[r * tokens + t] += zip(planes, x[t], strict=True)

@@ -180,4 +180,4 @@ def multiply_few(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) 
     )
     p[[SCRATCH, SCRATCH_BYTES]] = known["scratch"].ctypes.data, known["scratch"].shape[1]
     p[[JOBS + PACKED, JOBS + ROWS, JOBS + OUT]] = weight.ctypes.data, weight.shape[0], out.ctypes.data
-    launch(worker_address(dense_rows, kind + 1, x.shape[0]), p, workers)
+    launch(worker_address(dense_rows, kind + 1, x.shape[0]), p.ctypes.data, workers)

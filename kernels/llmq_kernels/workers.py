@@ -2,7 +2,7 @@
 
 Numba compiles everything around a parallel loop anew for each combination of argument types, which takes seconds for
 each width of code. A worker is a C function instead: `worker(parameters, number, ...)` reads addresses and counts from
-an array of int64, and takes its share of the work. One launcher, compiled once, runs any of them on the threads.
+an array of int64, and takes its share of the work; `llmq_kernels.crew` runs any of them on the threads.
 
 Variants are told apart by the types of further arguments: pointers to tuples of `n` elements, of which only the length
 counts (see `length`). That keeps Numba's cache right, which closures and factories do not.
@@ -15,23 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numba.core.ccallback
-from llvmlite import ir
 from numba.core import types
 
-from llmq_kernels.jit import cached, compiling, jit
-from llmq_kernels.simd import I64, intrinsic
+from llmq_kernels.crew import run_on_threads
+from llmq_kernels.jit import cached, compiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
 
 __all__ = ["launch", "length", "worker_address"]
 
 Pointer: Final = types.CPointer(types.int64)
-
-_MOST_LENGTHS: Final = 5
-"""Arguments of a variant that a call fills in: more than a function takes do no harm in C."""
 
 
 # Some Numba releases are half typed, others not at all.
@@ -86,45 +81,16 @@ def _compile(function: Callable[..., None], lengths: tuple[int, ...]) -> _Worker
     return worker
 
 
-@intrinsic
-def _call(typingctx: Any, address: Any, parameters: Any, number: Any) -> Any:
-    """Call the worker at an address; the rest of its arguments are never looked at."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[1])(context, builder, args[1]).data
-        nothing = [ir.Constant(ir.PointerType(), None)] * _MOST_LENGTHS
-        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I64] + [a.type for a in nothing])
-        number = builder.sext(args[2], I64) if args[2].type != I64 else args[2]
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [data, number, *nothing])
-        return context.get_dummy_value()
-
-    return types.void(address, parameters, number), emit
-
-
-@jit(parallel=True)
-def _launch(address: int, parameters: np.ndarray, workers: int) -> None:
-    for number in numba.prange(workers):
-        _call(address, parameters, number)
-
-
-@jit
-def _launch_one(address: int, parameters: np.ndarray) -> None:
-    _call(address, parameters, 0)
-
-
-def launch(address: int, parameters: np.ndarray, workers: int) -> None:
-    """Run a worker `workers` times, numbered from 0, on as many threads.
+def launch(address: int, parameters: int, workers: int) -> None:
+    """Run a worker on up to `workers` threads, each with a number from 0 on, until all work is done.
 
     Parameters
     ----------
     address : int
         From `worker_address`.
-    parameters : int64 (n,)
-        What the worker reads; whatever its addresses point to must stay alive.
+    parameters : int
+        Address of int64 (n,), what the worker reads; whatever its addresses point to must stay alive.
     workers : int
-        1 runs it on this thread, which costs a microsecond instead of the time that threads take to wake.
+        1 runs it on this thread alone.
     """
-    if workers == 1:
-        _launch_one(address, parameters)
-    else:
-        _launch(address, parameters, workers)
+    run_on_threads(address, parameters, workers)

@@ -1,0 +1,227 @@
+"""Threads that run workers: they watch for work for a fraction of a millisecond, then sleep.
+
+A parallel loop of OpenMP wakes its threads through the system, some 50 microseconds each time, or lets them spin, and
+then waits for a thread whose core is taken by another program. Here the calling thread begins at once, others join when
+they see the work, and nobody waits for one that has not joined: workers take what is left of the work by themselves.
+Between the products of a token threads are awake and join within a microsecond; a crew without work costs nothing.
+
+The mailbox, int64, one cache line each::
+
+    STATE     round << 16 | open << 15 | members at work
+    ADDRESS   of the worker;  PARAMETERS  their address;  MOST  members that may join;  NEXT  number of the next one
+    ASLEEP    members that must be woken
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+
+from llmq_kernels.jit import jit
+from llmq_kernels.memory import call_worker
+from llmq_kernels.simd import I64, Emitter, intrinsic, target
+
+__all__ = ["run_on_threads"]
+
+STATE: Final = 0
+ADDRESS: Final = 64
+PARAMETERS: Final = 128
+MOST: Final = 192
+NEXT: Final = 256
+ASLEEP: Final = 320
+_SIZE: Final = 384
+
+_OPEN: Final = 1 << 15
+_ROUND: Final = 1 << 16
+
+_AWAKE: Final = 200e-6
+"""Seconds that a member without work watches before it sleeps."""
+
+_TRIAL: Final = 10_000
+
+
+@intrinsic
+def _load(typingctx: Any, address: Any) -> Any:
+    """Read an int64 that other threads write; what they wrote before it is seen too."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], ir.PointerType()), "acquire", 8, typ=I64)
+
+    return types.int64(address), emit
+
+
+@intrinsic
+def _store(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write an int64, after everything that was written before it."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # llvmlite's atomic store wants typed pointers, which LLVM no longer has.
+        builder.atomic_rmw("xchg", builder.inttoptr(args[0], ir.PointerType()), args[1], "release")
+        return context.get_dummy_value()
+
+    return types.void(address, value), emit
+
+
+@intrinsic
+def _add(typingctx: Any, address: Any, value: Any) -> Any:
+    """Add to an int64 in one step and return what it was."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], ir.PointerType()), args[1], "acq_rel")
+
+    return types.int64(address, value), emit
+
+
+@intrinsic
+def _swap(typingctx: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Replace an int64 if it is what is expected; return whether."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        pair = builder.cmpxchg(place, args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(address, expected, value), emit
+
+
+@intrinsic
+def _pause(typingctx: Any) -> Any:
+    """Tell the CPU that this thread only waits."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if builder.module.triple.startswith("x86"):
+            Emitter(builder, target()).call("llvm.x86.sse2.pause", ir.VoidType())
+        elif builder.module.triple.startswith(("aarch64", "arm64")):
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "yield", "", [], side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@jit
+def _lead(box: int, address: int, parameters: int, most: int) -> None:
+    """Run a worker as number 0, with the mailbox open for others to join, and wait for those that did."""
+    _store(box + ADDRESS, address)
+    _store(box + PARAMETERS, parameters)
+    _store(box + MOST, most)
+    _store(box + NEXT, 1)
+    _store(box + STATE, (_load(box + STATE) // _ROUND + 1) * _ROUND + _OPEN)
+    call_worker(address, parameters, 0)
+    _add(box + STATE, -_OPEN)
+    while _load(box + STATE) % _OPEN:
+        _pause()
+
+
+@jit
+def _serve(box: int, seen: int, patience: int) -> int:
+    """Join rounds later than `seen` until there has been none for `patience` looks; return the last one seen."""
+    left = patience
+    while left > 0:
+        state = _load(box + STATE)
+        if state // _ROUND != seen and state % _ROUND >= _OPEN:
+            if _swap(box + STATE, state, state + 1):
+                seen = state // _ROUND
+                number = _add(box + NEXT, 1)
+                if number < _load(box + MOST):
+                    call_worker(_load(box + ADDRESS), _load(box + PARAMETERS), number)
+                _add(box + STATE, -1)
+                left = patience
+        else:
+            left -= 1
+            _pause()
+    return seen
+
+
+class _Crew:
+    """The mailbox of a process and the threads that watch it."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self._memory = np.zeros(_SIZE // 8 + 8, np.int64)
+        self.box = -(-self._memory.ctypes.data // 64) * 64
+        self._asleep = self._memory[(self.box - self._memory.ctypes.data + ASLEEP) // 8 :][:1]
+        self._wake = threading.Event()
+        self._members = 0
+        _serve(self.box, 0, 1)  # compiles
+        started = time.perf_counter()
+        _serve(self.box, 0, _TRIAL)
+        self._patience = max(100, int(_TRIAL * _AWAKE / max(time.perf_counter() - started, 1e-6)))
+
+    def run(self, address: int, parameters: int, workers: int) -> None:
+        """Run a worker on this thread and up to `workers - 1` others; the turn is held."""
+        while self._members < workers - 1:
+            self._members += 1
+            threading.Thread(target=self._member, name=f"llmq-{self._members}", daemon=True).start()
+        if self._asleep[0]:
+            self._wake.set()
+        _lead(self.box, address, parameters, workers)
+
+    def _member(self) -> None:
+        seen = 0
+        while True:
+            seen = _serve(self.box, seen, self._patience)
+            self._wake.clear()
+            self._asleep[0] = 1
+            # A round that opened before the flag was seen wakes nobody: look once more.
+            before, seen = seen, _serve(self.box, seen, 1)
+            if before == seen:
+                self._wake.wait()
+            self._asleep[0] = 0
+
+
+_crew: _Crew | None = None
+_making = threading.Lock()
+
+
+def run_on_threads(address: int, parameters: int, workers: int) -> None:
+    """Run a worker on this thread and on up to `workers - 1` others.
+
+    A call while another Python thread's is under way runs on its own thread alone.
+
+    Parameters
+    ----------
+    address : int
+        Of ``void worker(int64 *parameters, int64 number)``, which takes its share of the work until there is none;
+        `number` is 0 up to `workers - 1`, and not all of them may be called.
+    parameters : int
+        Address of int64 (n,).
+    workers : int
+    """
+    if workers > 1:
+        crew = _crew or _new_crew()
+        if crew.turn.acquire(blocking=False):
+            try:
+                crew.run(address, parameters, workers)
+            finally:
+                crew.turn.release()
+            return
+    _alone(address, parameters)
+
+
+@jit
+def _alone(address: int, parameters: int) -> None:
+    call_worker(address, parameters, 0)
+
+
+def _new_crew() -> _Crew:
+    """Make the crew of this process."""
+    global _crew  # noqa: PLW0603
+    with _making:
+        _crew = _crew or _Crew()
+        return _crew
+
+
+def _forget() -> None:
+    """Make another crew when asked: threads of a parent process are not in a forked child."""
+    global _crew, _making
+    _crew, _making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
