@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -57,11 +58,12 @@ def test_one_worker_runs_on_the_calling_thread():
 
 
 def test_threads_meet():
-    # The members of a crew sleep after a while, and are awake meanwhile: both ways they come to help.
+    # Members of a crew are awake for a while, then asleep: in either state, and between them, they come to help.
     address = worker_address(meet, 1)
-    for pause in (0.0, 0.0, 0.05, 0.05):
-        threading.Event().wait(pause)
-        _, p = parameters(2)
+    for pause in (0.0, 0.0, 0.0002, 0.0003, 0.0004, 0.05) * 20:
+        time.sleep(pause)
+        _, p = parameters(0)
+        p[WORK] = 1 << 30
         launch(address, p.ctypes.data, 2)
         assert p[STARTED] == 1
 
