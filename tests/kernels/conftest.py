@@ -63,6 +63,19 @@ def each_thread_count() -> Iterator[Callable[[Callable[[], list[bytes]]], None]]
     jit.set_threads(before)
 
 
+@pytest.fixture(scope="session")
+def program_environment() -> Callable[..., dict[str, str]]:
+    """Environment of a program, with `changes`; None removes a variable."""
+
+    def make(**changes: str | None) -> dict[str, str]:
+        paths = [str(Path(jit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        # Emitted code checks no bounds anyway: programs share what others have compiled.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "NUMBA_BOUNDSCHECK": None} | changes
+        return {name: value for name, value in environment.items() if value is not None}
+
+    return make
+
+
 class RunProgram(Protocol):
     """Signature of the `run_program` fixture."""
 
@@ -70,16 +83,13 @@ class RunProgram(Protocol):
 
 
 @pytest.fixture(scope="session")
-def run_program() -> RunProgram:
-    """Run one of `programs` in a process of its own, `changes` made to its environment; None removes a variable."""
+def run_program(program_environment: Callable[..., dict[str, str]]) -> RunProgram:
+    """Run one of `programs` in a process of its own, `changes` made to its environment."""
 
     def run(name: str, *args: object, **changes: str | None) -> subprocess.CompletedProcess[str]:
-        paths = [str(Path(jit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        # Emitted code checks no bounds anyway: programs share what others have compiled.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "NUMBA_BOUNDSCHECK": None} | changes
         return subprocess.run(
             [sys.executable, "-W", "error", "-X", "faulthandler", str(PROGRAMS / f"{name}.py"), *map(str, args)],
-            env={key: value for key, value in environment.items() if value is not None},
+            env=program_environment(**changes),
             capture_output=True,
             text=True,
             timeout=280,
