@@ -105,17 +105,29 @@ def _pause(typingctx: Any) -> Any:
 
 
 @jit
-def _lead(box: int, address: int, parameters: int, most: int) -> None:
-    """Run a worker as number 0, with the mailbox open for others to join, and wait for those that did."""
+def _open(box: int, address: int, parameters: int, most: int) -> None:
+    """Open a round for others to join."""
     _store(box + ADDRESS, address)
     _store(box + PARAMETERS, parameters)
     _store(box + MOST, most)
     _store(box + NEXT, 1)
     _store(box + STATE, (_load(box + STATE) // _ROUND + 1) * _ROUND + _OPEN)
-    call_worker(address, parameters, 0)
-    _add(box + STATE, -_OPEN)
+
+
+@jit
+def _close(box: int) -> None:
+    """Let nobody join any more, and wait for those that did."""
+    if _load(box + STATE) % _ROUND >= _OPEN:
+        _add(box + STATE, -_OPEN)
     while _load(box + STATE) % _OPEN:
         _pause()
+
+
+@jit
+def _lead(box: int, address: int, parameters: int) -> None:
+    """Run the worker of the open round as number 0, and close the round."""
+    call_worker(address, parameters, 0)
+    _close(box)
 
 
 @jit
@@ -148,7 +160,8 @@ class _Crew:
         self._asleep = self._memory[(self.box - self._memory.ctypes.data + ASLEEP) // 8 :][:1]
         self._wake = threading.Event()
         self._members = 0
-        _serve(self.box, 0, 1)  # compiles
+        _serve(self.box, 0, 1)  # compiles, as the next does
+        _close(self.box)
         started = time.perf_counter()
         _serve(self.box, 0, _TRIAL)
         self._patience = max(100, int(_TRIAL * _AWAKE / max(time.perf_counter() - started, 1e-6)))
@@ -158,9 +171,16 @@ class _Crew:
         while self._members < workers - 1:
             self._members += 1
             threading.Thread(target=self._member, name=f"llmq-{self._members}", daemon=True).start()
-        if self._asleep[0]:
-            self._wake.set()
-        _lead(self.box, address, parameters, workers)
+        try:
+            _open(self.box, address, parameters, workers)
+            # A member that falls asleep looks for a round after it has said so: it sees this one, or is woken.
+            if self._asleep[0]:
+                self._asleep[0] = 0
+                self._wake.set()
+            _lead(self.box, address, parameters)
+        except BaseException:  # an interrupt: members must not go on with memory that is given up
+            _close(self.box)
+            raise
 
     def _member(self) -> None:
         seen = 0
@@ -168,11 +188,9 @@ class _Crew:
             seen = _serve(self.box, seen, self._patience)
             self._wake.clear()
             self._asleep[0] = 1
-            # A round that opened before the flag was seen wakes nobody: look once more.
             before, seen = seen, _serve(self.box, seen, 1)
             if before == seen:
                 self._wake.wait()
-            self._asleep[0] = 0
 
 
 _crew: _Crew | None = None

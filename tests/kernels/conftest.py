@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
 
 from llmq_kernels import jit
+
+PROGRAMS = Path(__file__).parent / "programs"
 
 LARGEST_BFLOAT = float.fromhex("0x1.fep127")
 
@@ -54,3 +61,39 @@ def each_thread_count() -> Iterator[Callable[[Callable[[], list[bytes]]], None]]
 
     yield check
     jit.set_threads(before)
+
+
+@pytest.fixture(scope="session")
+def program_environment() -> Callable[..., dict[str, str]]:
+    """Environment of a program, with `changes`; None removes a variable."""
+
+    def make(**changes: str | None) -> dict[str, str]:
+        paths = [str(Path(jit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        # Emitted code checks no bounds anyway: programs share what others have compiled.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "NUMBA_BOUNDSCHECK": None} | changes
+        return {name: value for name, value in environment.items() if value is not None}
+
+    return make
+
+
+class RunProgram(Protocol):
+    """Signature of the `run_program` fixture."""
+
+    def __call__(self, name: str, *args: object, **changes: str | None) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="session")
+def run_program(program_environment: Callable[..., dict[str, str]]) -> RunProgram:
+    """Run one of `programs` in a process of its own, `changes` made to its environment."""
+
+    def run(name: str, *args: object, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-X", "faulthandler", str(PROGRAMS / f"{name}.py"), *map(str, args)],
+            env=program_environment(**changes),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+
+    return run

@@ -3,7 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmq_kernels.activations import activation_group, activations_reference, quantize_activations
+from llmq_kernels import places
+from llmq_kernels.activations import activation_group, activations_reference, encode_rows, quantize_activations
+from llmq_kernels.planes import planes_of
+from llmq_kernels.simd import target
+from llmq_kernels.workers import launch, worker_address
 
 
 @given(
@@ -47,3 +51,61 @@ def test_mistakes():
         quantize_activations(np.zeros((1, 65537), np.float32), 65537)
     with pytest.raises(TypeError, match="x must be float32"):
         quantize_activations(x.astype(np.complex64), 4)
+
+
+def encoded(x, group, bits, factor):
+    """Run the worker by itself; what it writes, codes with some bytes around them."""
+    tokens, columns = x.shape
+    run = target().lanes
+    chunk = planes_of(bits) * 4 * run
+    padded, stride = -(-columns // chunk) * chunk, 4 * -(-columns // group // 16) * 16
+    counter, form = np.zeros(1, np.int64), np.array([1, 0, factor], np.float32)
+    codes, scratch = np.full((tokens + 1, padded), 99, np.int8), np.full(2 * padded, 77, np.uint8)
+    scales, sums = np.zeros((2, tokens, stride // 4), np.float32)
+    p = np.zeros(places.JOBS, np.int64)
+    p[places.TOKENS], p[places.COLUMNS], p[places.GROUP], p[places.PADDED] = tokens, columns, group, padded
+    p[places.STRIDE], p[places.SCRATCH_BYTES] = stride, padded
+    arrays = {
+        places.COUNTER: counter,
+        places.ZERO_FORM: form,
+        places.X: x,
+        places.X_CODES: codes,
+        places.X_SCALES: scales,
+        places.X_SUMS: sums,
+        places.SCRATCH: scratch,
+    }
+    for place, array in arrays.items():
+        p[place] = array.ctypes.data
+    launch(worker_address(encode_rows, planes_of(bits), run), p.ctypes.data, 2)
+    assert (codes[tokens] == 99).all()
+    return codes[:tokens], scales, sums
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("group", [16, 32, 256])
+def test_microkernels_get_the_same_in_the_order_of_planes(special_weight, bits, group):
+    width, planes = target().width, planes_of(bits)
+    for tokens, groups in ((1, 1), (3, 7), (20, 20)):
+        x = special_weight(tokens, group * groups, group, tokens)
+        codes, scales, sums = encoded(x, group, bits, -3.0)
+        expected, scale, total = activations_reference(x, group)
+        padded = np.pad(expected, ((0, 0), (0, codes.shape[1] - x.shape[1])))
+        order = padded.reshape(tokens, -1, width, planes).transpose(0, 1, 3, 2)
+        np.testing.assert_array_equal(codes, order.reshape(tokens, -1))
+        np.testing.assert_array_equal(scales[:, :groups], scale)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(sums[:, :groups], scale * total.astype(np.float32) * np.float32(-3))
+        assert not scales[:, groups:].any()
+        assert not sums[:, groups:].any()
+
+
+def test_microkernels_get_nonfinite_activations_in_the_scale():
+    x = np.ones((4, 96), np.float32)
+    x[1, 40], x[2, 95], x[3, :32] = np.nan, -np.inf, 0.0
+    codes, scales, sums = encoded(x, 32, 8, 1.0)
+    assert np.isfinite(scales[:, :3]).tolist() == [[True] * 3, [True, False, True], [True, True, False], [True] * 3]
+    np.testing.assert_array_equal(np.isfinite(scales), np.isfinite(sums))
+    assert np.isnan(scales[1, 1])
+    assert scales[3, 0] == np.float32(2.0**-126)
+    assert not codes[3, :32].any()
+    assert (np.abs(codes.astype(int)) <= 127).all()

@@ -1,0 +1,91 @@
+"""Multiply by packed weights with the instruction set of the environment, or with a stand-in for another.
+
+Arguments: widths of codes, and before them `--stand-in NAME WIDTH`: code is emitted for that instruction set and for
+vectors of that many bytes, but for its one instruction, which multiplies and adds step by step instead.
+Prints the instruction set, then how many products were right.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from packed_cases import FEW, VARIANTS, check_product, random_packed
+
+from llmq_kernels import simd
+from llmq_kernels.dense import matmul_dense, matmul_dense_reference
+from llmq_kernels.floats import narrow
+from llmq_kernels.layout import SCALE_KINDS
+
+
+class StandIn(simd.Accumulator):
+    """What every instruction set computes, in instructions that every CPU has."""
+
+    def add(self, running: Any, codes: Any, x: Any) -> Any:
+        """Widen, take the offset off, multiply, and add each fourth product."""
+        builder, count = self.emitter.builder, codes.type.count
+        wide = ir.VectorType(simd.I16, count)
+        lost = simd.constant(wide, self.emitter.target.offset(self.bits))
+        products = builder.mul(builder.sub(builder.zext(codes, wide), lost), builder.sext(x, wide))
+        for i in range(4):
+            part = self.emitter.shuffle(products, None, list(range(i, count, 4)))
+            running = builder.add(running, builder.sext(part, running.type))
+        return running
+
+
+def stand_in(name: str, width: str) -> None:
+    """Emit for another instruction set; its code needs a cache of its own."""
+    forced = simd.Target(name, int(width), half=simd.target().half)
+    simd.target.cache_clear()
+    simd.target_for = lambda features: forced
+    simd.ACCUMULATORS[name] = StandIn
+
+
+def products(bits: int) -> int:
+    """Multiply one token, a few, and many, rows of every remainder, zero points and not."""
+    rng = np.random.default_rng(bits)
+    small, large = (variant for variant in VARIANTS if variant.bits == bits and variant.group in (16, 32, 256))
+    done = 0
+    few = next(n for n in small.tokens if 1 < n <= FEW)
+    for variant, numbers in ((small, (few, 9)), (large, (7,))):
+        for tokens in numbers:
+            for rows in (1, 4, 17, 70):
+                for kind in sorted(SCALE_KINDS):
+                    group_size = variant.group_sizes[done % len(variant.group_sizes)]
+                    # Prefill has a variant for symmetric weights, decoding none.
+                    symmetric = bool(done % 2) if tokens <= FEW else variant.symmetric[0]
+                    shape = rows, group_size * (1 + done % 6)
+                    matrix = random_packed(rng, shape, (bits, group_size, symmetric), kind=kind, beside=done % 8)
+                    x = rng.standard_normal((tokens, shape[1])).astype(np.float32)
+                    x[:, rng.integers(shape[1])] *= 10
+                    check_product(x, matrix)
+                    done += 1
+    return done
+
+
+def dense_products() -> int:
+    """Multiply by weights that are not quantized."""
+    rng = np.random.default_rng(0)
+    for kind in sorted(SCALE_KINDS):
+        weight = rng.standard_normal((13, 77)).astype(np.float32)
+        stored = weight if kind == "float32" else narrow(weight, kind)
+        x = rng.standard_normal((3, 77)).astype(np.float32)
+        off = np.abs(matmul_dense(x, stored, kind) - matmul_dense_reference(x, stored, kind))
+        assert (off <= 1e-5 * np.abs(x) @ np.abs(weight).T).all(), kind
+    return 3
+
+
+def main() -> None:
+    """Choose and multiply."""
+    arguments = sys.argv[1:]
+    if arguments[0] == "--stand-in":
+        stand_in(*arguments[1:3])
+        arguments = arguments[3:]
+    print(simd.target().name, simd.target().width)
+    print(sum(products(int(bits)) for bits in arguments) + dense_products())
+
+
+if __name__ == "__main__":
+    main()
