@@ -75,7 +75,7 @@ class _Emitter:
 
 
 @_intrinsic
-def extreme_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> Any:  # noqa: ARG001
+def extreme_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> Any:
     """Find the least and the largest of some columns of a row, and of zero.
 
     Parameters

@@ -163,7 +163,7 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 @_intrinsic
-def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:  # noqa: ARG001
+def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:
     """Put sixteen groups side by side, each times a factor; the last elements, if not eight, are left out.
 
     Parameters
@@ -195,7 +195,7 @@ def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:  # noqa:
 
 
 @_intrinsic
-def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: Any) -> Any:  # noqa: ARG001
+def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: Any) -> Any:
     """Sum the squared error of candidates: ``(x - scale * clamp(rint(x / scale)))**2``, four elements at a time.
 
     Parameters
@@ -236,7 +236,7 @@ def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: A
 
 
 @_intrinsic
-def fit_sums(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, sums: Any) -> Any:  # noqa: ARG001
+def fit_sums(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, sums: Any) -> Any:
     """Sum ``x * code`` and ``code * code`` of each lane's best codes, in order.
 
     Parameters
