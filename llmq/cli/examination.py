@@ -19,6 +19,7 @@ import llmq
 from llmq.system.files import free_bytes
 from llmq.system.memory import available_memory, total_memory
 from llmq_kernels.jit import cache_folder, threads
+from llmq_kernels.simd import target
 
 __all__ = ["examine", "warm_up"]
 
@@ -108,6 +109,7 @@ def _cpu() -> dict[str, Any]:
     return {
         "name": config.CPU_NAME or _llvm.get_host_cpu_name(),
         "features": [name for name in _FEATURES if name in enabled],
+        "vectors": target().name,
     }
 
 

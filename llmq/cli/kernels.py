@@ -7,6 +7,7 @@ import sys
 
 from llmq.cli.settings import say, settings
 from llmq.errors import UsageError
+from llmq.system.cpus import cpu_quota
 
 __all__ = ["prepare_kernels"]
 
@@ -17,7 +18,7 @@ def prepare_kernels(threads: int | None = None) -> None:
     Parameters
     ----------
     threads : int, optional
-        All that the machine has by default; more than it has is possible before Numba is imported.
+        By default all that the machine has and its cgroups grant; more is possible before Numba is imported.
 
     Raises
     ------
@@ -27,7 +28,11 @@ def prepare_kernels(threads: int | None = None) -> None:
     if threads is not None and threads > (os.cpu_count() or 1) and "numba" not in sys.modules:
         os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
     from llmq_kernels.jit import cache_folder, on_compile, set_threads
+    from llmq_kernels.jit import threads as most_threads
 
+    quota = cpu_quota()
+    if threads is None and quota is not None and "NUMBA_NUM_THREADS" not in os.environ:
+        set_threads(min(quota, most_threads()))
     if threads is not None:
         try:
             set_threads(threads)
