@@ -10,6 +10,7 @@ The mailbox, int64, one cache line each::
     STATE     round << 16 | open << 15 | members at work
     ADDRESS   of the worker;  PARAMETERS  their address;  MOST  members that may join;  NEXT  number of the next one
     ASLEEP    members that must be woken
+    OWNER     thread whose round is open, or 0
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ PARAMETERS: Final = 128
 MOST: Final = 192
 NEXT: Final = 256
 ASLEEP: Final = 320
-_SIZE: Final = 384
+OWNER: Final = 384
+_SIZE: Final = 448
 
 _OPEN: Final = 1 << 15
 _ROUND: Final = 1 << 16
@@ -105,29 +107,34 @@ def _pause(typingctx: Any) -> Any:
 
 
 @jit
-def _open(box: int, address: int, parameters: int, most: int) -> None:
-    """Open a round for others to join."""
+def _open(box: int, address: int, parameters: int, most: int, owner: int) -> bool:
+    """Open a round for others to join, unless another thread's is open; return whether."""
+    if not _swap(box + OWNER, 0, owner):
+        return False
     _store(box + ADDRESS, address)
     _store(box + PARAMETERS, parameters)
     _store(box + MOST, most)
     _store(box + NEXT, 1)
     _store(box + STATE, (_load(box + STATE) // _ROUND + 1) * _ROUND + _OPEN)
+    return True
 
 
 @jit
-def _close(box: int) -> None:
-    """Let nobody join any more, and wait for those that did."""
-    if _load(box + STATE) % _ROUND >= _OPEN:
-        _add(box + STATE, -_OPEN)
-    while _load(box + STATE) % _OPEN:
-        _pause()
+def _close(box: int, owner: int) -> None:
+    """Let nobody join a thread's round any more, if it has one, and wait for those that did."""
+    if _load(box + OWNER) == owner:
+        if _load(box + STATE) % _ROUND >= _OPEN:
+            _add(box + STATE, -_OPEN)
+        while _load(box + STATE) % _OPEN:
+            _pause()
+        _store(box + OWNER, 0)
 
 
 @jit
-def _lead(box: int, address: int, parameters: int) -> None:
+def _lead(box: int, address: int, parameters: int, owner: int) -> None:
     """Run the worker of the open round as number 0, and close the round."""
     call_worker(address, parameters, 0)
-    _close(box)
+    _close(box, owner)
 
 
 @jit
@@ -154,33 +161,35 @@ class _Crew:
     """The mailbox of a process and the threads that watch it."""
 
     def __init__(self) -> None:
-        self.turn = threading.Lock()
         self._memory = np.zeros(_SIZE // 8 + 8, np.int64)
         self.box = -(-self._memory.ctypes.data // 64) * 64
         self._asleep = self._memory[(self.box - self._memory.ctypes.data + ASLEEP) // 8 :][:1]
         self._wake = threading.Event()
         self._members = 0
         _serve(self.box, 0, 1)  # compiles, as the next does
-        _close(self.box)
+        _close(self.box, 1)
         started = time.perf_counter()
         _serve(self.box, 0, _TRIAL)
         self._patience = max(100, int(_TRIAL * _AWAKE / max(time.perf_counter() - started, 1e-6)))
 
-    def run(self, address: int, parameters: int, workers: int) -> None:
-        """Run a worker on this thread and up to `workers - 1` others; the turn is held."""
-        while self._members < workers - 1:
-            self._members += 1
-            threading.Thread(target=self._member, name=f"llmq-{self._members}", daemon=True).start()
+    def run(self, address: int, parameters: int, workers: int) -> bool:
+        """Run a worker on this thread and up to `workers - 1` others, unless they are busy; return whether."""
+        owner = threading.get_ident()
         try:
-            _open(self.box, address, parameters, workers)
+            if not _open(self.box, address, parameters, workers, owner):
+                return False
+            while self._members < workers - 1:
+                self._members += 1
+                threading.Thread(target=self._member, name=f"llmq-{self._members}", daemon=True).start()
             # A member that falls asleep looks for a round after it has said so: it sees this one, or is woken.
             if self._asleep[0]:
                 self._asleep[0] = 0
                 self._wake.set()
-            _lead(self.box, address, parameters)
+            _lead(self.box, address, parameters, owner)
         except BaseException:  # an interrupt: members must not go on with memory that is given up
-            _close(self.box)
+            _close(self.box, owner)
             raise
+        return True
 
     def _member(self) -> None:
         seen = 0
@@ -211,15 +220,9 @@ def run_on_threads(address: int, parameters: int, workers: int) -> None:
         Address of int64 (n,).
     workers : int
     """
-    if workers > 1:
-        crew = _crew or _new_crew()
-        if crew.turn.acquire(blocking=False):
-            try:
-                crew.run(address, parameters, workers)
-            finally:
-                crew.turn.release()
-            return
-    _alone(address, parameters)
+    crew = (_crew or _new_crew()) if workers > 1 else None
+    if crew is None or not crew.run(address, parameters, workers):
+        _alone(address, parameters)
 
 
 @jit

@@ -32,3 +32,10 @@ def test_a_product_of_many_tokens_can_be_interrupted(program_environment, delay)
     assert child.returncode == -signal.SIGINT
     # A call takes seconds on a slow machine; it ends between two parts of at most 256 tokens.
     assert seconds < 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no setitimer")
+def test_threads_go_on_after_interrupts(run_program):
+    done = run_program("stopped_often", NUMBA_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "10\n"
