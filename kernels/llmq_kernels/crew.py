@@ -180,7 +180,7 @@ class _Crew:
                 return False
             while self._members < workers - 1:
                 self._members += 1
-                threading.Thread(target=self._member, name=f"llmq-{self._members}", daemon=True).start()
+                threading.Thread(target=self._member, name=f"kernels-{self._members}", daemon=True).start()
             # A member that falls asleep looks for a round after it has said so: it sees this one, or is woken.
             if self._asleep[0]:
                 self._asleep[0] = 0

@@ -42,6 +42,8 @@ def prepare_kernels(threads: int | None = None) -> None:
         told: list[str] = []
 
         def notice(kernel: str) -> None:
+            if settings().quiet:  # another command of the same process
+                return
             if not told:
                 folder = cache_folder()
                 where = f"kept in {folder}" if folder else "no folder to keep them in: LLMQ_CACHE_DIR names one"

@@ -113,7 +113,7 @@ def test_a_crew_is_no_larger_than_asked():
     before = jit.threads()
     _, p = parameters(10)
     launch(worker_address(take_all, 1), p.ctypes.data, max(before, 2))
-    members = [thread for thread in threading.enumerate() if thread.name.startswith("llmq-")]
+    members = [thread for thread in threading.enumerate() if thread.name.startswith("kernels-")]
     assert 1 <= len(members) <= 6
     assert all(thread.daemon for thread in members)
     assert crew._crew is not None
