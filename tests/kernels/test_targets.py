@@ -80,7 +80,11 @@ def test_all_widths_but_not_the_one_instruction(run_program, tmp_path, name, wid
 def no_cache(tmp_path):
     """Environment of a process that keeps no compiled code: a folder below a file cannot be made."""
     (tmp_path / "file").touch()
-    return {"LLMQ_CACHE_DIR": f"{tmp_path}/file/a", "XDG_CACHE_HOME": f"{tmp_path}/file/b", "HOME": f"{tmp_path}/file/c"}
+    return {
+        "LLMQ_CACHE_DIR": f"{tmp_path}/file/a",
+        "XDG_CACHE_HOME": f"{tmp_path}/file/b",
+        "HOME": f"{tmp_path}/file/c",
+    }
 
 
 INSTRUCTIONS = {

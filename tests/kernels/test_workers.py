@@ -97,7 +97,9 @@ def test_notices_name_the_workers(run_program, tmp_path):
     cold = run_program(script, LLMQ_CACHE_DIR=str(tmp_path))
     assert cold.returncode == 0, cold.stderr
     named = cold.stdout.split()
-    assert {"decode.decode_rows", "prefill.prefill_rows", "activations.encode_rows", "dense_rows.dense_rows"} <= {*named}
+    assert {"decode.decode_rows", "prefill.prefill_rows", "activations.encode_rows", "dense_rows.dense_rows"} <= {
+        *named
+    }
     warm = run_program(script, LLMQ_CACHE_DIR=str(tmp_path))
     assert (warm.returncode, warm.stdout.split()) == (0, []), warm.stderr
 
