@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from queue import SimpleQueue
 from typing import Any, Final
 
 import numpy as np
@@ -164,8 +165,7 @@ class _Crew:
         self._memory = np.zeros(_SIZE // 8 + 8, np.int64)
         self.box = -(-self._memory.ctypes.data // 64) * 64
         self._asleep = self._memory[(self.box - self._memory.ctypes.data + ASLEEP) // 8 :][:1]
-        self._wake = threading.Event()
-        self._members = 0
+        self._bells: list[SimpleQueue[None]] = []
         _serve(self.box, 0, 1)  # compiles, as the next does
         _close(self.box, 1)
         started = time.perf_counter()
@@ -178,28 +178,34 @@ class _Crew:
         try:
             if not _open(self.box, address, parameters, workers, owner):
                 return False
-            while self._members < workers - 1:
-                self._members += 1
-                threading.Thread(target=self._member, name=f"kernels-{self._members}", daemon=True).start()
+            while len(self._bells) < workers - 1:
+                bell: SimpleQueue[None] = SimpleQueue()
+                name = f"kernels-{len(self._bells) + 1}"
+                threading.Thread(target=self._member, args=(bell,), name=name, daemon=True).start()
+                self._bells.append(bell)
             # A member that falls asleep looks for a round after it has said so: it sees this one, or is woken.
             if self._asleep[0]:
                 self._asleep[0] = 0
-                self._wake.set()
+                for bell in self._bells:
+                    bell.put(None)
             _lead(self.box, address, parameters, owner)
         except BaseException:  # an interrupt: members must not go on with memory that is given up
+            self._asleep[0] = 1
             _close(self.box, owner)
             raise
         return True
 
-    def _member(self) -> None:
+    def _member(self, bell: SimpleQueue[None]) -> None:
+        """Serve and sleep; unlike those of an event, a queue's operations are not torn apart by an interrupt."""
         seen = 0
         while True:
             seen = _serve(self.box, seen, self._patience)
-            self._wake.clear()
+            while not bell.empty():
+                bell.get()
             self._asleep[0] = 1
             before, seen = seen, _serve(self.box, seen, 1)
             if before == seen:
-                self._wake.wait()
+                bell.get()
 
 
 _crew: _Crew | None = None

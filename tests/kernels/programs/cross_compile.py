@@ -60,7 +60,7 @@ def retargeted(module: Any, name: str) -> Any:
 
 
 def compiled(worker: Callable[..., None], lengths: list[int], name: str) -> Any:
-    """LLVM's module of a worker, for the CPU of an instruction set: a function `<name>_worker`."""
+    """LLVM's module of a worker, for the CPU of an instruction set; its function is named `<worker>_worker`."""
     variant = [types.CPointer(types.UniTuple(types.int8, n)) for n in lengths]
     signature = types.void(Pointer, types.int64, *variant)
     function = CFunc(worker, (signature.args, signature.return_type), {}, {"error_model": "numpy", "nogil": True})
