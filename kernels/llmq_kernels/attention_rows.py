@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from llmq_kernels import exponential
+from llmq_kernels.simd import intrinsic
 
 __all__ = ["LANES", "add_values", "score", "weigh"]
 
 LANES: Final = 8
 """Floats of a vector: heads are padded to multiples of it."""
-
-_extending: Any = numba.extending  # some releases are half typed
 
 _AHEAD: Final = 4096
 """Bytes between what is read and what is fetched into the caches meanwhile."""
@@ -36,7 +34,7 @@ _VECTOR: Final = ir.VectorType(_FLOAT, LANES)
 _CONTRACT: Final = ("contract",)
 
 
-@_extending.intrinsic
+@intrinsic
 def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:
     """Write the products of `len(rows)` queries with all keys.
 
@@ -52,7 +50,7 @@ def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:
     return types.void(lines, keys, rows), _emit_score
 
 
-@_extending.intrinsic
+@intrinsic
 def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:
     """Add values times weights to the sums of `len(rows)` rows.
 
@@ -68,7 +66,7 @@ def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:
     return types.void(lines, values, rows), _emit_add_values
 
 
-@_extending.intrinsic
+@intrinsic
 def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: Any) -> Any:
     """Turn the scores of a row into weights, `exp(score - maximum)`, and bring its sums up to date.
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import extending
 from numba.core import cgutils, types
 
 from llmq_kernels.doors import frozen
 from llmq_kernels.jit import jit
+from llmq_kernels.simd import intrinsic
 
 __all__ = ["checksum", "checksum_reference"]
 
@@ -27,9 +27,6 @@ _LINES: Final = 2
 _STEP: Final = _LINES * _LINE
 _CHUNK: Final = _STREAMS << 16
 """Bytes that a thread takes at once: long streams, yet enough chunks of a matrix for every thread."""
-
-# Typed in some Numba releases, as if kernels passed types.
-_intrinsic: Any = extending.intrinsic
 
 _LANES: Final = ir.VectorType(ir.IntType(64), _LINE // 8)
 
@@ -48,7 +45,7 @@ def checksum_reference(data: np.ndarray) -> int:
     return int(padded.view("<u8").sum(dtype=np.uint64))
 
 
-@_intrinsic
+@intrinsic
 def _sum_streams(
     typing_context: Any,
     data: types.Array,

@@ -29,7 +29,7 @@ from llmq_kernels.jit import jit
 from llmq_kernels.memory import call_worker
 from llmq_kernels.simd import I64, Emitter, intrinsic, target
 
-__all__ = ["run_on_threads"]
+__all__ = ["launch"]
 
 STATE: Final = 0
 ADDRESS: Final = 64
@@ -212,7 +212,7 @@ _crew: _Crew | None = None
 _making = threading.Lock()
 
 
-def run_on_threads(address: int, parameters: int, workers: int) -> None:
+def launch(address: int, parameters: int, workers: int) -> None:
     """Run a worker on this thread and on up to `workers - 1` others.
 
     A call while another Python thread's is under way runs on its own thread alone.
@@ -223,8 +223,9 @@ def run_on_threads(address: int, parameters: int, workers: int) -> None:
         Of ``void worker(int64 *parameters, int64 number)``, which takes its share of the work until there is none;
         `number` is 0 up to `workers - 1`, and not all of them may be called.
     parameters : int
-        Address of int64 (n,).
+        Address of int64 (n,), what the worker reads; whatever its addresses point to must stay alive.
     workers : int
+        1 runs it on this thread alone.
     """
     crew = (_crew or _new_crew()) if workers > 1 else None
     if crew is None or not crew.run(address, parameters, workers):

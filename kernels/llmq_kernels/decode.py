@@ -48,12 +48,14 @@ from llmq_kernels.places import (
 )
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of, unpack_planes
 from llmq_kernels.scales import multiply_scales
-from llmq_kernels.simd import F32, I8, I64, Emitter, intrinsic, new_accumulator, target
-from llmq_kernels.workers import length
+from llmq_kernels.simd import F32, I8, Emitter, intrinsic, new_accumulator, target
+from llmq_kernels.workers import constants, length
 
 __all__ = ["SIDE_BY_SIDE", "decode_rows"]
 
-PREFETCH: Final = 512
+_AHEAD: Final = 512
+"""Bytes of a row between what is read and what is fetched into the caches meanwhile."""
+
 SIDE_BY_SIDE: Final = (0, 4, 2, 2, 2)
 """Rows that are walked side by side, by number of tokens."""
 
@@ -109,9 +111,9 @@ def _emit_rows(emitter: Emitter, variant: tuple[int, int, int], places: list[lis
             at = emitter.add(done, chunk)
             x = [_planes_of_x(emitter, bits, emitter.add(base, emitter.mul(at, codes))) for base in x_at]
             for r in range(rows):
-                if PREFETCH:
-                    emitter.prefetch(emitter.add(row_at[r], emitter.mul(at, step)), PREFETCH)
-                planes = unpack_planes(emitter, bits, emitter.add(row_at[r], emitter.mul(at, step)))
+                place = emitter.add(row_at[r], emitter.mul(at, step))
+                emitter.prefetch(place, _AHEAD)
+                planes = unpack_planes(emitter, bits, place)
                 for t in range(tokens):
                     pairs[r * tokens + t] += zip(planes, x[t], strict=True)
         new = []
@@ -142,13 +144,7 @@ def _factor(emitter: Emitter, address: Any, shared: int) -> Any:
 @intrinsic
 def _most(typingctx: Any, tokens: Any) -> Any:
     """Return, as int64: rows that are walked side by side, and tokens."""
-    signature = types.UniTuple(types.int64, 2)(tokens)
-    values = SIDE_BY_SIDE[length(tokens)], length(tokens)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, value) for value in values])
-
-    return signature, emit
+    return constants((SIDE_BY_SIDE[length(tokens)], length(tokens)), tokens)
 
 
 @jit
@@ -196,7 +192,7 @@ def decode_rows(p: Any, number: int, bits: Any, share: Any, tokens: Any) -> None
     Parameters
     ----------
     p : pointer to int64
-        Read at the places named above.
+        See `llmq_kernels.places`.
     number : int
         Of this worker.
     bits, share, tokens : pointers

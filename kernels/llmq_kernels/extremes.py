@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from llmq_kernels.simd import intrinsic
 
 __all__ = ["extreme_bits", "extreme_bits_reference"]
 
-_intrinsic: Any = intrinsic
 _VECTOR_BITS: Final = 256
 
 
@@ -74,7 +74,7 @@ class _Emitter:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [x])
 
 
-@_intrinsic
+@intrinsic
 def extreme_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> Any:
     """Find the least and the largest of some columns of a row, and of zero.
 

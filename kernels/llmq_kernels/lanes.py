@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from llmq_kernels.simd import intrinsic
 
 __all__ = [
     "LANES",
@@ -29,7 +30,6 @@ LANES: Final = 16
 _WIDTH: Final = 8
 """Lanes of a vector: all that a loop needs of sixteen would not fit into the registers of AVX2."""
 
-_intrinsic: Any = intrinsic
 _VECTOR: Final = ir.VectorType(ir.FloatType(), _WIDTH)
 _UNROLL: Final = 4  # elements added to each other before they are added to the sum
 
@@ -162,7 +162,7 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return [rows[i] for i in (0, 2, 1, 3, 4, 6, 5, 7)]  # the first step leaves its columns two apart
 
 
-@_intrinsic
+@intrinsic
 def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:
     """Put sixteen groups side by side, each times a factor; the last elements, if not eight, are left out.
 
@@ -194,7 +194,7 @@ def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:
     return types.void(groups, factor, tile), emit
 
 
-@_intrinsic
+@intrinsic
 def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: Any) -> Any:
     """Sum the squared error of candidates: ``(x - scale * clamp(rint(x / scale)))**2``, four elements at a time.
 
@@ -235,7 +235,7 @@ def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: A
     return types.void(tile, scale, lowest, types.float32, error), emit
 
 
-@_intrinsic
+@intrinsic
 def fit_sums(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, sums: Any) -> Any:
     """Sum ``x * code`` and ``code * code`` of each lane's best codes, in order.
 

@@ -48,12 +48,8 @@ def address_of(array: np.ndarray) -> int:
 @intrinsic
 def elements(typingctx: Any, address: Any, variant: Any) -> Any:
     """Make a pointer of an int64 address: to float32, uint16 or int8 where the variant's length is 1, 2 or 3."""
-    kind = types.CPointer((types.float32, types.uint16, types.int8)[variant.dtype.count - 1])
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(kind))
-
-    return kind(address, variant), emit
+    kind = (types.float32, types.uint16, types.int8)[variant.dtype.count - 1]
+    return types.CPointer(kind)(address, variant), _emit_pointer
 
 
 @intrinsic
@@ -82,23 +78,17 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
 @intrinsic
 def octets(typingctx: Any, address: Any) -> Any:
     """Make a pointer to uint8 of an int64 address."""
-    kind = types.CPointer(types.uint8)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(kind))
-
-    return kind(address), emit
+    return types.CPointer(types.uint8)(address), _emit_pointer
 
 
 @intrinsic
 def floats(typingctx: Any, address: Any) -> Any:
     """Make a pointer to float32 of an int64 address."""
-    kind = types.CPointer(types.float32)
+    return types.CPointer(types.float32)(address), _emit_pointer
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(kind))
 
-    return kind(address), emit
+def _emit_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
 
 @intrinsic

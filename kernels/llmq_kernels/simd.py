@@ -7,6 +7,7 @@ is straight-line vector code. The same emitter serves every width of code and of
 
 from __future__ import annotations
 
+import abc
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -241,7 +242,7 @@ class Emitter:
 # --- dot products -----------------------------------------------------------------------------------------------
 
 
-class Accumulator:
+class Accumulator(abc.ABC):
     """Sums of four products a lane: unsigned codes times signed activations, in 32 bits.
 
     Parameters
@@ -263,12 +264,12 @@ class Accumulator:
         """LLVM type of running sums."""
         return ir.VectorType(I32, self.emitter.target.lanes)
 
+    @abc.abstractmethod
     def add(self, running: Any, codes: Any, x: Any) -> Any:
         """Add the products of `width` uint8 codes and as many int8 activations: neighbouring four to each lane.
 
         The one operation that an instruction set must have. Codes lose the target's `offset` first.
         """
-        raise NotImplementedError
 
     def settle(self, running: Any) -> Any:
         """Turn running sums into int32 lanes."""

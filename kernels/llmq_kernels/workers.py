@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numba.core.ccallback
+from llvmlite import ir
 from numba.core import types
 
-from llmq_kernels.crew import run_on_threads
+from llmq_kernels.crew import launch
 from llmq_kernels.jit import cached, compiling
+from llmq_kernels.simd import I64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-
-__all__ = ["launch", "length", "worker_address"]
+__all__ = ["constants", "launch", "length", "worker_address"]
 
 Pointer: Final = types.CPointer(types.int64)
 
@@ -49,6 +50,16 @@ def length(kind: Any) -> int:
     """Length that the type of a variant's argument stands for."""
     count: int = kind.dtype.count
     return count
+
+
+def constants(values: Sequence[int], *variant: Any) -> Any:
+    """Make of numbers that a variant decides what an intrinsic returns to give them as int64 constants."""
+    signature = types.UniTuple(types.int64, len(values))(*variant)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, value) for value in values])
+
+    return signature, emit
 
 
 def worker_address(function: Callable[..., None], *lengths: int) -> int:
@@ -79,18 +90,3 @@ def _compile(function: Callable[..., None], lengths: tuple[int, ...]) -> _Worker
     cached(worker, function)
     worker.compile()
     return worker
-
-
-def launch(address: int, parameters: int, workers: int) -> None:
-    """Run a worker on up to `workers` threads, each with a number from 0 on, until all work is done.
-
-    Parameters
-    ----------
-    address : int
-        From `worker_address`.
-    parameters : int
-        Address of int64 (n,), what the worker reads; whatever its addresses point to must stay alive.
-    workers : int
-        1 runs it on this thread alone.
-    """
-    run_on_threads(address, parameters, workers)

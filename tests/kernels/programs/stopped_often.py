@@ -13,7 +13,7 @@ import numpy as np
 from packed_cases import random_packed
 
 from llmq_kernels import bundle
-from llmq_kernels.crew import run_on_threads
+from llmq_kernels.crew import launch
 from llmq_kernels.matmul import matmul
 from llmq_kernels.memory import next_number
 from llmq_kernels.workers import worker_address
@@ -59,7 +59,7 @@ def main() -> None:
     for _ in range(10):
         counter = np.zeros(1, np.int64)
         p = np.array([counter.ctypes.data, 0])
-        run_on_threads(address, p.ctypes.data, 2)
+        launch(address, p.ctypes.data, 2)
         helped += int(p[1])
     print(helped)
 
