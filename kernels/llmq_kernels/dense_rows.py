@@ -12,7 +12,7 @@ from numba.core import types
 from llmq_kernels import places
 from llmq_kernels.jit import jit, threads
 from llmq_kernels.layout import SCALE_KINDS
-from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number
+from llmq_kernels.memory import address_of, clear_bytes, copy_bytes, floats, next_number
 from llmq_kernels.places import (
     CHUNK,
     COLUMNS,
@@ -28,8 +28,8 @@ from llmq_kernels.places import (
     X,
 )
 from llmq_kernels.scales import load_floats
-from llmq_kernels.simd import F32, I64, Emitter, intrinsic, target
-from llmq_kernels.workers import launch, length, worker_address
+from llmq_kernels.simd import F32, Emitter, intrinsic, target
+from llmq_kernels.workers import constants, launch, length, worker_address
 
 __all__ = ["MOST_TOKENS", "multiply_few"]
 
@@ -88,13 +88,7 @@ def _dot(typingctx: Any, rows: Any, x: Any, count: Any, out: Any, kind: Any, tok
 @intrinsic
 def _sizes(typingctx: Any, kind: Any, tokens: Any) -> Any:
     """Return, as int64: bytes of an element, and the tokens."""
-    signature = types.UniTuple(types.int64, 2)(kind, tokens)
-    values = 4 if _KINDS[length(kind) - 1] == "float32" else 2, length(tokens)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, value) for value in values])
-
-    return signature, emit
+    return constants((4 if _KINDS[length(kind) - 1] == "float32" else 2, length(tokens)), kind, tokens)
 
 
 @jit
@@ -151,6 +145,19 @@ def dense_rows(p: Any, number: int, kind: Any, tokens: Any) -> None:
         first = next_number(p[COUNTER]) * p[CHUNK]
 
 
+class _Plan:
+    """Scratch and parameters for some threads; of one Python thread."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.counter = np.zeros(1, np.int64)
+        self._scratch = np.zeros((workers, 64 + 64 * _SIDE_BY_SIDE), np.uint8)
+        self.parameters = np.zeros(JOBS + places.JOB_SIZE, np.int64)
+        self.parameters[COUNTER] = self.counter.ctypes.data
+        self.parameters[SCRATCH], self.parameters[SCRATCH_BYTES] = self._scratch.ctypes.data, self._scratch.shape[1]
+        self.place = self.parameters.ctypes.data
+
+
 def multiply_few(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) -> None:
     """Multiply float32 (1 to `MOST_TOKENS`, columns) by uint16 (rows, columns), twice as wide for float32.
 
@@ -162,22 +169,15 @@ def multiply_few(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) 
         All arrays C-contiguous.
     """
     workers = threads() if weight.nbytes >= _PARALLEL else 1
-    known = _kept.__dict__
-    if known.get("workers", 0) < workers:
-        known["workers"], known["counter"] = workers, np.zeros(1, np.int64)
-        known["scratch"] = np.zeros((workers, 64 + 64 * _SIDE_BY_SIDE), np.uint8)
+    plan = _kept.__dict__.get("plan")
+    if plan is None or plan.workers < workers:
+        plan = _kept.plan = _Plan(workers)
     row_bytes = weight.strides[0]
-    p = np.zeros(places.JOBS + places.JOB_SIZE, np.int64)
     chunk = max(1, min(_TURN // max(row_bytes, 1), weight.shape[0] // (4 * workers)) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE
-    known["counter"][0] = 0
-    p[[COUNTER, X, COLUMNS, TOKENS, ROW_BYTES, CHUNK]] = (
-        known["counter"].ctypes.data,
-        x.ctypes.data,
-        x.shape[1],
-        x.shape[0],
-        row_bytes,
-        chunk,
-    )
-    p[[SCRATCH, SCRATCH_BYTES]] = known["scratch"].ctypes.data, known["scratch"].shape[1]
-    p[[JOBS + PACKED, JOBS + ROWS, JOBS + OUT]] = weight.ctypes.data, weight.shape[0], out.ctypes.data
-    launch(worker_address(dense_rows, kind + 1, x.shape[0]), p.ctypes.data, workers)
+    plan.counter[0] = 0
+    p = plan.parameters
+    p[TOKENS], p[COLUMNS] = x.shape
+    p[X] = address_of(x)
+    p[ROW_BYTES], p[CHUNK] = row_bytes, chunk
+    p[JOBS + PACKED], p[JOBS + ROWS], p[JOBS + OUT] = address_of(weight), weight.shape[0], address_of(out)
+    launch(worker_address(dense_rows, kind + 1, x.shape[0]), plan.place, workers)

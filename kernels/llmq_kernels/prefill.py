@@ -53,8 +53,8 @@ from llmq_kernels.places import (
 )
 from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes
 from llmq_kernels.scales import multiply_scales
-from llmq_kernels.simd import F32, I8, I32, I64, Emitter, Target, intrinsic, new_accumulator, target
-from llmq_kernels.workers import length
+from llmq_kernels.simd import F32, I8, I32, Emitter, Target, intrinsic, new_accumulator, target
+from llmq_kernels.workers import constants, length
 
 __all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape"]
 
@@ -205,12 +205,13 @@ class _TileKernel:
         def body(group: Any, values: list[Any]) -> list[Any]:
             found = self._dot(group, codes)
             at = emitter.mul(group, self.vectors * width)
+            kind = ir.VectorType(F32, emitter.target.lanes)
+            # Loaded before anything is stored: LLVM cannot know that a store changes none of them.
+            scales = [emitter.load(emitter.add(self.scales[0], at), kind, v * width) for v in range(self.vectors)]
+            places = [[emitter.add(base, emitter.mul(group, 4)) for base in own] for own in factors]
+            factor = [[emitter.splat(emitter.load(place, F32)) for place in own] for own in places]
             for (t, v), total in zip(self.places, found, strict=True):
-                own = [
-                    emitter.splat(emitter.load(emitter.add(base, emitter.mul(group, 4)), F32)) for base in factors[t]
-                ]
-                kind = ir.VectorType(F32, emitter.target.lanes)
-                scale = emitter.load(emitter.add(self.scales[0], at), kind, v * width)
+                own, scale = factor[t], scales[v]
                 before = emitter.load(sums[t], kind, v * width)
                 if self.symmetric:
                     value = emitter.fma(emitter.to_float(total), own[0], own[1])
@@ -280,12 +281,7 @@ def _constants(typingctx: Any, bits: Any) -> Any:
     n_bits = length(bits)
     width = target().width
     values = (tile_rows(target()), tile_shape(target())[1], chunk_codes(n_bits, width), chunk_bytes(n_bits, width))
-    signature = types.UniTuple(types.int64, 4)(bits)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.make_tuple(builder, signature.return_type, [ir.Constant(I64, value) for value in values])
-
-    return signature, emit
+    return constants(values, bits)
 
 
 @jit
