@@ -10,7 +10,7 @@ import numpy as np
 
 from llmq_kernels.attention_tasks import Plan, line_size, run_task, sum_up
 from llmq_kernels.doors import output_of
-from llmq_kernels.jit import jit_enabled, threads
+from llmq_kernels.jit import threads
 from llmq_kernels.memory import address_of, elements, floats, next_number
 from llmq_kernels.scratch import Scratch
 from llmq_kernels.workers import launch, worker_address
@@ -153,18 +153,14 @@ def attention(
     group = heads // cache.keys.shape[0]
     plan = _plan(tokens, group, start, window)
     parallel = queries.size * min(plan.window, start + tokens) >= _PARALLEL
-    workers = threads() if parallel and jit_enabled() else 1
+    workers = threads() if parallel else 1
     scratch = scratch or Scratch()
     work = scratch.room("attention work", (workers, plan.block * group, line_size(plan, cache.keys.shape[2])))
     lines = (
         scratch.room("attention lines", (plan.splits, tokens, heads, head_dim + 2)) if plan.splits > 1 else out[None]
     )
     tasks = plan.splits * -(-tokens // plan.block) * cache.keys.shape[0]
-    if jit_enabled():
-        _run((queries, cache, work, lines), plan, tasks, scratch)
-    else:
-        for task in range(tasks):
-            run_task(task, queries, cache.views, plan, work[0], lines)
+    _run((queries, cache, work, lines), plan, tasks, scratch)
     if plan.splits > 1:
         sum_up(lines, out)
     return out

@@ -118,7 +118,7 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
     number : int
         Stretches of a block follow each other, then blocks of a head, then heads.
     queries : float32 (tokens, heads, head_dim)
-    cache : KeyValues.views
+    cache : KeyValues.arrays
     plan : Plan
     scratch : float32 (block * heads that share keys, line_size(...))
     lines : float32 (splits, tokens, heads, head_dim + 2)

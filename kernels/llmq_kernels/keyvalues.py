@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +10,6 @@ from numba import types
 from numba.extending import overload
 
 from llmq_kernels.attention_rows import LANES
-from llmq_kernels.doors import frozen
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
 
@@ -107,11 +105,6 @@ class KeyValues:
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Keys, values, and the scales of both."""
         return self.keys, self.values, self.key_scale, self.value_scale
-
-    @cached_property
-    def views(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The arrays, read-only: what kernels that read take."""
-        return frozen(self.keys), frozen(self.values), frozen(self.key_scale), frozen(self.value_scale)
 
     @property
     def capacity(self) -> int:

@@ -32,6 +32,9 @@ _PARALLEL: Final = 3 << 17
 def matmul_reference(x: np.ndarray, matrix: PackedMatrix, compute: str = "int8") -> np.ndarray:
     """Specify `matmul` in plain NumPy, in float64: the kernel is off by the rounding of float32 sums.
 
+    Microkernels sum codes and zero points apart, so that their rounding is in proportion to ``|scale| * (code +
+    zero_point)``, not to the weight: a row of zeros with a scale other than zero gives about 1e-7, not 0.
+
     A NaN or infinity reaches its own token only, and may make of its outputs either.
 
     Examples

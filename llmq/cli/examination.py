@@ -158,7 +158,7 @@ def _thread_problems(layer: str | None) -> list[str]:
     elif "torch" in sys.modules:
         found.append("torch was imported before llmq: its OpenMP threads spin unless OMP_WAIT_POLICY=passive was set")
     if _numba.config.DISABLE_JIT:
-        found.append("NUMBA_DISABLE_JIT is set: kernels run as plain Python")
+        found.append("NUMBA_DISABLE_JIT is set: kernels that are emitted cannot run")
     return found
 
 
