@@ -35,7 +35,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
-	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -m "not slow and not emitted" tests/kernels
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -9,6 +9,8 @@ from llmq_kernels.bundle import Bundle
 from llmq_kernels.layout import PackedMatrix
 from llmq_kernels.matmul import matmul
 
+pytestmark = pytest.mark.emitted
+
 ROWS = [(1, 1), (40, 7), (3, 1, 2), (64, 16, 16), (0, 9), (33, 0, 1, 500)]
 
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no mprotect")
+pytestmark = [pytest.mark.emitted, pytest.mark.skipif(sys.platform == "win32", reason="has no mprotect")]
 
 
 @pytest.mark.parametrize("what", ["packed", "dense"])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.emitted
+
 PROGRAM = Path(__file__).parent / "programs" / "interrupted.py"
 
 

@@ -23,6 +23,7 @@ def draw_x(rng, tokens, columns):
     return x.astype(np.float32)
 
 
+@pytest.mark.emitted
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @settings(max_examples=40)
 @given(data=st.data())
@@ -114,6 +115,7 @@ def integer_weight(rng, rows, columns, variant, group_size, symmetric):
     return matrix
 
 
+@pytest.mark.emitted
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_integers_are_exact(variant):
     rng = np.random.default_rng(0)
@@ -128,6 +130,7 @@ def test_integers_are_exact(variant):
                 np.testing.assert_array_equal(matmul(x, matrix), x @ weight.T)
 
 
+@pytest.mark.emitted
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_the_largest_sums(bits):
     top = (1 << bits) - 1

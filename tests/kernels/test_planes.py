@@ -7,6 +7,8 @@ from emitted import Piece, name_of, runnable
 from llmq_kernels.pack import pack_reference
 from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes, unpack_planes
 
+pytestmark = pytest.mark.emitted
+
 
 def unpack_in_two_steps(emitter, bits, address):
     return split_planes(emitter, bits, load_words(emitter, bits, address))

@@ -18,6 +18,8 @@ from llmq_kernels.simd import (
     target_for,
 )
 
+pytestmark = pytest.mark.emitted
+
 TARGETS = {
     "avx512vnni": Target("avx512vnni", 64, half=True),
     "avxvnni": Target("avxvnni", 32, half=True),
