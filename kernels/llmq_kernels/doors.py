@@ -40,8 +40,8 @@ def matrix_of(name: str, array: Any, dtype: type, columns: int | None = None) ->
     return frozen(np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]))
 
 
-def output_of(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """`out` if it is a writable C-contiguous float32 array of `shape`, or a new one if it is None.
+def output_of(out: np.ndarray | None, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """`out` if it is a writable C-contiguous array of `shape` and `dtype`, or a new one if it is None.
 
     Raises
     ------
@@ -49,8 +49,9 @@ def output_of(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
         It does not fit.
     """
     if out is None:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, dtype)
     flags = out.flags
-    if out.shape != shape or out.dtype != np.float32 or not (flags.c_contiguous and flags.aligned and flags.writeable):
-        raise ValueError(f"out must be a writable C-contiguous float32 array of shape {shape}, not {out.shape}")
+    if out.shape != shape or out.dtype != dtype or not (flags.c_contiguous and flags.aligned and flags.writeable):
+        wanted = f"a writable C-contiguous {np.dtype(dtype)} array of shape {shape}"
+        raise ValueError(f"out must be {wanted}, not {out.dtype} of shape {out.shape}")
     return out

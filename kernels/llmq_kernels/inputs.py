@@ -1,0 +1,183 @@
+"""Inputs of integer layers to int8: `x` is about `scale * (code - zero_point)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmq_kernels.doors import frozen
+from llmq_kernels.jit import jit
+
+__all__ = [
+    "input_parameters",
+    "input_parameters_reference",
+    "quantize_inputs",
+    "quantize_inputs_reference",
+]
+
+_LEAST = np.float32(2.0**-126)
+"""Scale of nothing but zeros."""
+
+
+def quantize_inputs_reference(x: np.ndarray, scale: Any, zero_point: Any, bits: int = 8) -> np.ndarray:
+    """Specify `quantize_inputs` in plain NumPy, in float32: half to even; NaN becomes the lowest code.
+
+    Examples
+    --------
+    >>> quantize_inputs_reference(np.array([[-1.0, 0.25, 0.75, 99.0, np.nan]], np.float32), 0.5, -3).tolist()
+    [[-5, -3, -1, 127, -128]]
+    """
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    ratio = x / np.asarray(scale, np.float32).reshape(shape if np.ndim(scale) else ())
+    half = 1 << (bits - 1)
+    codes = np.rint(ratio) + np.asarray(zero_point, np.float32).reshape(shape if np.ndim(zero_point) else ())
+    codes = np.where(np.isnan(codes), np.float32(-half), np.clip(codes, -half, half - 1))
+    return codes.astype(np.int8)
+
+
+def input_parameters_reference(
+    x: np.ndarray, bits: int = 8, *, symmetric: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Specify `input_parameters` with ``per_row=True`` in plain NumPy, in float32.
+
+    Examples
+    --------
+    >>> scale, zero_point = input_parameters_reference(np.array([[-2.0, 0.0, 13.0], [1.0, 2.0, 3.0]], np.float32), 4)
+    >>> scale.tolist(), zero_point.tolist()
+    ([1.0, 0.20000000298023224], [-6, -8])
+    """
+    x = x.reshape(x.shape[0], -1)
+    low, high = x.min(axis=1, initial=0), x.max(axis=1, initial=0)
+    if symmetric:
+        scale = np.maximum(np.maximum(-low, high) / np.float32(2 ** (bits - 1) - 1), _LEAST)
+        return scale, np.zeros(len(x), np.int32)
+    levels = np.float32(2**bits - 1)
+    scale = np.maximum(high / levels - low / levels, _LEAST)
+    return scale, np.rint(-low / scale).astype(np.int32) - (1 << (bits - 1))
+
+
+@jit
+def _ranges(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Find the range of each row of float32 (rows, n), zero included; infinite where a value is not finite."""
+    for row in range(x.shape[0]):
+        least, most, odd = np.float32(0.0), np.float32(0.0), False
+        for value in x[row]:
+            odd |= value != value
+            least = min(least, value)
+            most = max(most, value)
+        low[row] = least
+        high[row] = np.float32(np.inf) if odd else most
+
+
+@jit
+def _quantize_inputs(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bits: int, codes: np.ndarray) -> None:
+    """Round float32 (rows, n) to int8 (rows, n) by the scale and zero point of each row."""
+    low, high = np.float32(-(1 << (bits - 1))), np.float32((1 << (bits - 1)) - 1)
+    for row in range(x.shape[0]):
+        divisor, point = scale[row], np.float32(zero_point[row])
+        for i in range(x.shape[1]):
+            code = np.rint(x[row, i] / divisor) + point
+            # A comparison with NaN is false.
+            code = code if code > low else low
+            codes[row, i] = np.int8(code if code < high else high)
+
+
+def input_parameters(
+    x: np.ndarray, bits: int = 8, *, symmetric: bool = False, per_row: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find scale and zero point of inputs from their range (dynamic quantization).
+
+    Symmetric: ``scale = max|x| / (2**(bits-1) - 1)``, zero point 0. Asymmetric: the range of `x`, extended to include
+    zero, over ``2**bits - 1`` steps. Nothing but zeros gives the scale 2**-126.
+
+    Parameters
+    ----------
+    x : float32 (n, ...)
+    bits : int
+        2 to 8.
+    symmetric : bool
+    per_row : bool
+        One range for each item of the first axis (per token, per sample), or one for all.
+
+    Returns
+    -------
+    scale : float32 () or (n,)
+    zero_point : int32 () or (n,)
+        Of int8 codes, `-2**(bits-1)` to `2**(bits-1) - 1`.
+
+    Raises
+    ------
+    TypeError
+        Not float32.
+    ValueError
+        A width out of range, or values that are not finite.
+    """
+    _check_bits(bits)
+    x = _floats_of(x)
+    flat = x.reshape((x.shape[0], -1) if per_row and x.size else (1, -1))
+    rows = x.shape[0] if per_row else 1
+    low, high = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    if x.size:
+        _ranges(frozen(flat), low, high)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError("inputs must be finite for their range to be found, not NaN or infinite")
+    scale, zero_point = input_parameters_reference(np.stack((low, high), axis=1), bits, symmetric=symmetric)
+    return (scale, zero_point) if per_row else (scale[0], zero_point[0])
+
+
+def quantize_inputs(
+    x: np.ndarray, scale: Any, zero_point: Any = 0, *, bits: int = 8, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Round inputs to int8: ``clip(rint(x / scale) + zero_point)``.
+
+    Parameters
+    ----------
+    x : float32 (n, ...)
+    scale : float32, or float32 (n,)
+        Positive; of everything, or of each item of the first axis.
+    zero_point : int, or int32 (n,)
+    bits : int
+        Codes are `-2**(bits-1)` to `2**(bits-1) - 1`; 2 to 8.
+    out : int8, the shape of `x`, optional
+        Written instead of a new array.
+
+    Returns
+    -------
+    int8, the shape of `x`
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that do not fit each other, or numbers out of range.
+    """
+    _check_bits(bits)
+    x = _floats_of(x)
+    scale, zero_point = np.asarray(scale, np.float32), np.asarray(zero_point)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError("scale must be positive and finite")
+    half = 1 << (bits - 1)
+    if zero_point.size and not -half <= int(zero_point.min()) <= int(zero_point.max()) < half:
+        raise ValueError(f"zero_point must be {-half} to {half - 1}, found {zero_point.min()} to {zero_point.max()}")
+    rows = x.shape[0] if scale.ndim or zero_point.ndim else 1
+    flat = x.reshape(rows, -1) if x.size else x.reshape(0, 0)
+    if out is None:
+        out = np.empty(x.shape, np.int8)
+    elif out.shape != x.shape or out.dtype != np.int8 or not out.flags.c_contiguous:
+        raise ValueError(f"out must be a C-contiguous int8 array of shape {x.shape}, not {out.shape}")
+    scales = np.ascontiguousarray(np.broadcast_to(scale, (rows,)))
+    points = np.ascontiguousarray(np.broadcast_to(zero_point, (rows,)), np.int32)
+    _quantize_inputs(frozen(flat), frozen(scales), frozen(points), bits, out.reshape(flat.shape))
+    return out
+
+
+def _check_bits(bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits of inputs must be 2 to 8, not {bits}")
+
+
+def _floats_of(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    if not np.can_cast(x.dtype, np.float32, casting="same_kind"):
+        raise TypeError(f"x must be float32, not {x.dtype}")
+    return np.require(np.atleast_1d(x), np.float32, ["C_CONTIGUOUS", "ALIGNED"])
