@@ -22,6 +22,7 @@ import click
 
 from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import SIZE
+from pages import table
 from peer_child import Child, ContestantError
 from peer_llama import TYPES
 from peer_models import Models
@@ -289,15 +290,6 @@ def rate(result: Result) -> float:
     """Bytes per second; each token of a decode reads all of them."""
     times = result.tokens if result.level == "generate" else 1
     return times * (result.nbytes or 0) / result.seconds
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, padded so that it can be read as it is."""
-    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    lines = [headings, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
 
 
 def versions() -> dict[str, str | None]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from bench_peers import Options, Result, compare, table, versions
+from bench_peers import Options, Result, compare, versions
 from llmq.benchmarks.child import llmq
 from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import format_size
+from pages import put, table
 from peer_models import COUNTERPARTS, Models, quantized
 
 if TYPE_CHECKING:
@@ -25,16 +26,6 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 
 _KIND: Final = "Q4_0"
 """Names the checkpoint of ours that is looked at alone: 4 bits in groups of 64, a head of 8 bits."""
-
-
-def put(text: str, section: str, content: str) -> str:
-    """Put content between the markers of a section, instead of what stands there."""
-    begin, end = f"<!-- {section}:begin -->\n", f"<!-- {section}:end -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise click.ClickException(f"the page has no section {section}")
-    return f"{before}{begin}\n{content}\n\n{end}{after}"
 
 
 def bench(name: str, *flags: object) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ __all__ = ["compute_option", "json_option", "kv_bits_option", "model_argument", 
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
-_COMPUTE_HELP: Final = "Activations of packed layers: int8 is faster, float32 exact."
+_COMPUTE_HELP: Final = (
+    "Activations of packed layers: int8 is faster, float32 exact; docs/evaluation.md tells the difference in nats."
+)
 
 
 def json_option(command: _Command) -> _Command:
