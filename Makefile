@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow check fix docs bench performance clean
+.PHONY: help demo tour test test-slow check fix docs bench performance clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
+	@echo "make tour       walk through quantization, with its numbers (a minute)"
 	@echo "make test       run the tests"
 	@echo "make check      format, lint, types and layers"
 	@echo "make fix        format and mend what ruff can"
-	@echo "make docs       run the demo and write its table and the flags into README and docs"
+	@echo "make docs       write all tables and pictures of README and docs but performance (some minutes)"
 	@echo "make bench        compare with ONNX Runtime, torch and llama.cpp (compiles llama.cpp first)"
 	@echo "make performance  measure anew what docs/performance.md shows (an hour or two)"
 	@echo "make test-slow  run the tests that take minutes"
@@ -33,6 +34,9 @@ $(VENV)/.bench: $(VENV)/.dev
 demo: $(VENV)/.run
 	$(BIN)/python scripts/demo.py
 
+tour: $(VENV)/.run
+	$(BIN)/python scripts/tour.py
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -m "not slow and not emitted" tests/kernels
@@ -50,6 +54,8 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/demo.py --markdown README.md
 	$(BIN)/python scripts/update_docs.py
+	$(BIN)/python scripts/draw_pictures.py
+	$(BIN)/python scripts/update_evaluation.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python scripts/bench_peers.py

@@ -1,16 +1,26 @@
-"""Write the pages of `docs/` that repeat what the code says; `--check` only tells whether they are up to date."""
+"""Write the pages of `docs/` that repeat what the code says; `--check` only tells whether they are up to date.
+
+`--check` leaves out the tables that take more than a moment, or whose last digits depend on the machine.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from lesson_sample import Sample
 from llmq.cli.main import COMMANDS, cli
+from pages import put
+from tour import LESSONS, NEED_SAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 DOCS = Path(__file__).parents[1] / "docs"
+SAMPLE = Path("demo") / "sample"
 
 _SETTINGS: Final[dict[str, Any]] = dict(cli.context_settings) | {"terminal_width": 100, "max_content_width": 100}
 """The width of whatever terminal this runs in must not show."""
@@ -44,11 +54,25 @@ def _sections(command: click.Command, name: str, parent: click.Context) -> list[
         return lines
 
 
+def quantization(page: str, names: Collection[str], sample: Sample) -> str:
+    """The page of quantization with the tables of some lessons made anew."""
+    for name in names:
+        for section, table in LESSONS[name](sample).tables.items():
+            page = put(page, section, table.markdown())
+    return page
+
+
 def main() -> None:
     """Write or check the pages."""
-    pages = {DOCS / "cli.md": command_line()}
+    checking = "--check" in sys.argv[1:]
+    lessons = [name for name in LESSONS if not (checking and name in NEED_SAMPLE)]
+    course = DOCS / "quantization.md"
+    pages = {
+        DOCS / "cli.md": command_line(),
+        course: quantization(course.read_text(encoding="utf-8"), lessons, Sample(SAMPLE)),
+    }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    if "--check" not in sys.argv[1:]:
+    if not checking:
         for path in stale:
             path.write_text(pages[path], encoding="utf-8")
     elif stale:

@@ -21,3 +21,9 @@ def script():
 
     yield load
     sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="session")
+def sample(script, tmp_path_factory):
+    """The sample model, as lessons look at it."""
+    return script("lesson_sample").Sample(tmp_path_factory.mktemp("lessons") / "sample")

@@ -1,0 +1,84 @@
+"""A lesson on clipping: what to do about a few numbers that are much larger than the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lesson import Lesson, Table
+from lesson_ranges import by_hand, sqnr
+
+if TYPE_CHECKING:
+    from lesson_sample import Sample
+
+__all__ = ["BITS", "OUTLIERS", "clipped", "clipping_lesson", "errors", "limits", "with_outliers"]
+
+OUTLIERS: Final = 10
+BITS: Final = 4
+
+
+def with_outliers() -> np.ndarray:
+    """10,000 numbers of a bell, float32, the last ten of them 8 to 12 times as large; the same at every call."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(10_000).astype(np.float32)
+    x[-OUTLIERS:] = rng.choice([-1.0, 1.0], OUTLIERS) * rng.uniform(8.0, 12.0, OUTLIERS)
+    return x
+
+
+def clipped(x: np.ndarray, limit: float, bits: int = BITS) -> np.ndarray:
+    """What comes back of numbers from a symmetric grid over ``[-limit, limit]``.
+
+    >>> clipped(np.array([0.4, 1.0, 50.0]), 7.0, 4).tolist()
+    [0.0, 1.0, 7.0]
+    """
+    half = 2 ** (bits - 1)
+    scale = limit / (half - 1)
+    return by_hand(np.clip(x, -limit, limit), scale, half, bits)[1]
+
+
+def errors(x: np.ndarray, limit: float, bits: int = BITS) -> tuple[float, float]:
+    """Mean squared error of rounding (of numbers inside the limit), and of clipping (of those outside).
+
+    >>> errors(np.array([0.4, 1.0, 9.0, 7.0]), 7.0, 4)
+    (0.04, 1.0)
+    """
+    squares = (np.asarray(x, np.float64) - clipped(x, limit, bits)) ** 2
+    outside = np.abs(x) > limit
+    return float(squares[~outside].sum()) / x.size, float(squares[outside].sum()) / x.size
+
+
+def limits(x: np.ndarray, bits: int = BITS) -> dict[str, float]:
+    """Where to cut symmetric ranges, by several rules."""
+    most = float(np.abs(x).max())
+    candidates = most * np.linspace(0.01, 1.0, 100)
+    return {
+        "extremes": most,
+        "percentile 99.9": float(np.percentile(np.abs(x), 99.9)),
+        "percentile 99": float(np.percentile(np.abs(x), 99.0)),
+        "least squared error": float(min(candidates, key=lambda limit: sum(errors(x, limit, bits)))),
+    }
+
+
+def clipping_lesson(_sample: Sample) -> Lesson:
+    """Rules for ranges, at two widths."""
+    x = with_outliers()
+    ordinary = x[:-OUTLIERS]
+    tables = {}
+    for bits in (BITS, 8):
+        rows = []
+        for name, limit in limits(x, bits).items():
+            outside = int(np.count_nonzero(np.abs(x) > limit))
+            whole, most = (sqnr(part, clipped(part, limit, bits)) for part in (x, ordinary))
+            rows.append((name, f"+-{limit:.2f}", str(outside), f"{whole:.1f}", f"{most:.1f}"))
+        headings = (f"range, at {bits} bits", "from .. to", "clipped", "dB, all", "dB, without outliers")
+        tables[f"clipping-{bits}"] = Table(headings, rows)
+    return Lesson(
+        "Clipping: a range against its outliers",
+        f"10,000 numbers of a bell, of which {OUTLIERS} are outliers 8 to 12 times as large as usual. A range up to "
+        "the largest makes every step large; a shorter one cuts the outliers off. With 4 bits, then with 8:",
+        tables,
+        "At 4 bits rounding costs more than the outliers do, and cutting them off wins. At 8 bits it is the other way "
+        "round: steps are small anyway. A percentile cuts the same share whatever it costs; least squared error weighs "
+        "both. Which is better for a model depends on whether its outliers matter: measure it.",
+    )
