@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from llmq.methods import quantize_tensor
     from llmq.pipeline import quantize
     from llmq.runtime import load, matmul
-    from llmq.spec import QuantizedTensor, QuantSpec, Recipe
+    from llmq.spec import QuantizedTensor, QuantScheme, QuantSpec, Recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LlmqError",
+    "QuantScheme",
     "QuantSpec",
     "QuantizedTensor",
     "Recipe",
@@ -39,6 +40,7 @@ __all__ = [
 
 _HOMES = {
     "LlmqError": "llmq.errors",
+    "QuantScheme": "llmq.spec",
     "QuantSpec": "llmq.spec",
     "QuantizedTensor": "llmq.spec",
     "Recipe": "llmq.spec",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import ml_dtypes
 import numpy as np
 
 from llmq_kernels.layout import SCALE_KINDS, PackedMatrix
 
-__all__ = ["FLOAT_DTYPES", "Override", "QuantSpec", "QuantizedTensor", "Recipe"]
+__all__ = ["FLOAT_DTYPES", "Override", "QuantScheme", "QuantSpec", "QuantizedTensor", "Recipe"]
 
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
+Strategy = Literal["tensor", "channel", "group", "token"]
 
 FLOAT_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "float16": np.dtype(np.float16),
@@ -25,14 +26,15 @@ FLOAT_DTYPES: Final[dict[str, np.dtype[Any]]] = {
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How the values of one weight map to codes: `w = scale * (code - zero_point)`.
+    """How the values of a weight or of activations map to codes: `x = scale * (code - zero_point)`.
 
     Parameters
     ----------
     bits : int
         Width of a code, 1 to 8. One bit is the sign grid `{-s, +s}`.
     group_size : int
-        Elements along `in_features` that share a scale; -1 means the whole row (per channel).
+        Elements along `in_features` that share a scale; -1 means the whole row (per channel). Counts for the strategy
+        `group` only, and is -1 for others.
     symmetric : bool
         Symmetric grids have their zero point at `2**(bits-1)`; asymmetric ones store a zero point for each group,
         and their range always includes zero.
@@ -45,11 +47,18 @@ class QuantSpec:
         How scales are stored; None takes the dtype of the weight (float32 for float64).
     grid : {"uniform"}
         Which values the codes stand for, before scaling.
+    strategy : {"tensor", "channel", "group", "token"}
+        What shares a scale: everything, an output channel of a weight (a row, a filter), a group of a row, or one
+        token (sample) of activations. The words are those of compressed-tensors.
+    dynamic : bool
+        Whether ranges of activations are found at run time; else calibration finds them (static).
+    observer : str
+        A key of `llmq.observers.OBSERVERS`: what chooses static ranges.
 
     Raises
     ------
     ValueError
-        A width or group size out of range, or a narrow range of one bit.
+        A width or group size out of range, a narrow range of one bit, or a combination that makes no sense.
     """
 
     bits: int = 4
@@ -59,6 +68,9 @@ class QuantSpec:
     signed_scale: bool = True
     scale_dtype: ScaleDtype | None = None
     grid: Literal["uniform"] = "uniform"
+    strategy: Strategy = "group"
+    dynamic: bool = False
+    observer: str = "minmax"
 
     def __post_init__(self) -> None:
         if self.bits not in range(1, 9):
@@ -69,15 +81,59 @@ class QuantSpec:
             raise ValueError("a narrow range needs a symmetric grid of at least 2 bits")
         if self.range not in ("full", "narrow") or self.grid != "uniform":
             raise ValueError(f"unknown range {self.range!r} or grid {self.grid!r}")
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(f"unknown strategy {self.strategy!r}: choose one of {', '.join(get_args(Strategy))}")
+        if self.strategy == "token" and not self.dynamic:
+            raise ValueError("tokens have ranges at run time only: the strategy token needs dynamic=True")
+        if self.strategy != "group":
+            object.__setattr__(self, "group_size", -1)
 
     def resolve(self, columns: int, dtype: ScaleDtype) -> QuantSpec:
-        """Fill in what depends on the weight: a whole-row group size and the dtype of the scales."""
+        """Fill in what depends on the weight: a channel is a group as long as a row, and scales have its dtype."""
         group_size = columns if self.group_size == -1 else self.group_size
-        return replace(self, group_size=group_size, scale_dtype=self.scale_dtype or dtype)
+        return replace(self, strategy="group", group_size=group_size, scale_dtype=self.scale_dtype or dtype)
 
     def divides(self, columns: int) -> bool:
         """Whether rows of `columns` elements split into whole groups."""
         return self.group_size == -1 or columns % self.group_size == 0
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How the tensors of one layer are quantized.
+
+    Parameters
+    ----------
+    weight : QuantSpec
+        By default 8 bits, a scale for each output channel, symmetric, narrow range.
+    input : QuantSpec or None
+        By default 8 bits, one scale for the whole tensor, asymmetric, static. None keeps activations in floating point.
+    output : QuantSpec or None
+        Of a layer whose results go on as integers; None gives results in floating point.
+
+    Raises
+    ------
+    ValueError
+        A spec that its tensor cannot have: weights that are dynamic or by token, activations by channel or by group,
+        activations of one bit, or outputs with ranges at run time.
+    """
+
+    weight: QuantSpec = QuantSpec(bits=8, range="narrow", signed_scale=False, scale_dtype="float32", strategy="channel")
+    input: QuantSpec | None = QuantSpec(bits=8, symmetric=False, scale_dtype="float32", strategy="tensor")
+    output: QuantSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.dynamic or self.weight.strategy == "token":
+            raise ValueError("weights have fixed ranges: neither dynamic nor by token")
+        for name, spec in (("input", self.input), ("output", self.output)):
+            if spec is None:
+                continue
+            if spec.strategy not in ("tensor", "token"):
+                raise ValueError(f"{name}: activations are quantized by tensor or token, not by {spec.strategy}")
+            if spec.bits == 1:
+                raise ValueError(f"{name}: activations have 2 to 8 bits, not 1")
+        if self.output is not None and (self.output.dynamic or self.input is None):
+            raise ValueError("output: integers need an integer input and a range known beforehand, not a dynamic one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +222,7 @@ class Recipe:
     Parameters
     ----------
     spec : QuantSpec
-        For every linear that nothing else names.
+        For every linear that nothing else names; by group or channel, for checkpoints hold nothing else.
     method : str
         A key of `llmq.methods.METHODS`.
     lm_head, embeddings : int or None
@@ -186,3 +242,9 @@ class Recipe:
     ignore: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     target: Literal["llmq", "transformers", "vllm", "onnx"] = "llmq"
+
+    def __post_init__(self) -> None:
+        if self.spec.strategy not in ("group", "channel") or self.spec.dynamic:
+            raise ValueError(
+                f"a checkpoint holds scales by group or channel, not by {self.spec.strategy}, and none that are dynamic"
+            )
