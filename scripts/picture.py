@@ -65,7 +65,13 @@ def svg(figure: Figure) -> str:
     return "\n".join(_lines(stream.getvalue())) + "\n"
 
 
+_FONTS: Final = "'DejaVu Sans', Verdana, sans-serif"
+"""What a reader without the font that pictures are laid out with shall take."""
+
+
 def _lines(text: str) -> Iterator[str]:
-    """Lines without blanks at their ends and with coordinates of no more than two decimals."""
+    """Lines with other fonts to fall back on, short coordinates, and nothing that says nothing."""
     for line in text.splitlines():
-        yield re.sub(r"(\d\.\d{2})\d+", r"\1", line.rstrip())
+        short = re.sub(r"(\d\.\d{2})\d+", r"\1", line.rstrip())
+        short = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", short)
+        yield short.replace("'DejaVu Sans';", f"{_FONTS};")

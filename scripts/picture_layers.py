@@ -33,7 +33,8 @@ def draw_channels(sample: Sample) -> Figure:
     for y in (-most, most):
         axes.axhline(y, color=RED, linewidth=1.2, linestyle="--")
     axes.text(2, most * 0.84, "one range for the whole tensor", color=RED)
-    axes.text(rows[-1] * 0.55, most * 0.45, "from least to largest in a row", color=BLUE, ha="center")
+    axes.text(rows[-1] * 0.5, most * 0.45, "each row: from its least to its largest", color=BLUE, ha="center")
+    axes.text(rows[-1] * 0.5, -0.55 * most, "dark: their standard deviation", color=BLUE, ha="center")
     axes.set(xlabel=f"rows of {WEIGHT}, by their largest weight", ylabel="weights", xlim=(0, rows[-1]))
     return figure
 
