@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from llmq import QuantSpec
+from llmq.observers import quantize_array, scale_and_zero_point
+
 
 @pytest.fixture(scope="module")
 def tour(script):
@@ -81,6 +84,23 @@ def test_ten_numbers_worked_in_exact_fractions(lessons, name):
     rows = lessons["ten"].tables[f"ten-{name}"].rows
     assert [(row[0], *row[2:5]) for row in rows] == expected
     assert [row[5] for row in rows] == [f"{float(row[4]) - float(row[0]):+.2f}" for row in rows]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_grids_by_hand_are_those_of_the_library(script, bits):
+    ranges = script("lesson_ranges")
+    x = np.random.default_rng(bits).standard_normal(200).astype(np.float32) + np.float32(0.5)
+    specs = {
+        ranges.asymmetric_grid: QuantSpec(bits=bits, symmetric=False, strategy="tensor"),
+        ranges.symmetric_grid: QuantSpec(bits=bits, range="narrow", strategy="tensor"),
+    }
+    for grid, spec in specs.items():
+        scale, zero_point = grid(x, bits)
+        found, zero = scale_and_zero_point(x.min(), x.max(), spec)
+        assert float(found) == pytest.approx(scale, rel=1e-6)
+        assert zero is None or int(zero) == zero_point
+        codes, _ = ranges.by_hand(x, float(found), zero_point, bits)
+        assert quantize_array(x, found, zero, spec).tolist() == codes.tolist()
 
 
 def test_formats_of_floats_are_what_numpy_has(script):
