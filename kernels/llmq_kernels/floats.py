@@ -25,7 +25,6 @@ __all__ = [
     "source_bits",
     "store_scale",
     "widen",
-    "widen_run",
 ]
 
 _FLOAT16: Final = SCALE_KINDS["float16"]
@@ -181,34 +180,6 @@ def _widen(bits: np.ndarray, kind: int, out: np.ndarray) -> None:
     else:
         for i in range(bits.size):
             out[i] = bfloat_to_float(bits[i])
-
-
-@jit
-def widen_run(bits: np.ndarray, kind: int, place: tuple[int, int, int], x: np.ndarray) -> None:
-    """Convert some columns of one row to float32, exactly but for NaN.
-
-    Parameters
-    ----------
-    bits : uint16 or uint32 (rows, columns)
-        From `source_bits`.
-    kind : int
-        A value of `SCALE_KINDS`.
-    place : (row, start, count)
-        Columns `start` to `start + count` of `row`.
-    x : float32 (at least count,)
-        Written from its beginning.
-    """
-    row, start, count = place
-    base = np.uint64(start)  # unsigned indices spare the test for negative ones
-    if kind == _FLOAT16:
-        for i in range(count):
-            x[i] = half_to_float(np.uint16(bits[row, base + np.uint64(i)]))
-    elif kind == _BFLOAT16:
-        for i in range(count):
-            x[i] = float_of(np.uint32(bits[row, base + np.uint64(i)]) << np.uint32(16))
-    else:
-        for i in range(count):
-            x[i] = float_of(np.uint32(bits[row, base + np.uint64(i)]))
 
 
 @jit

@@ -18,7 +18,8 @@ from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
 from llmq_kernels.floats import scale_value
 from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
-from llmq_kernels.quantize import dequantize_columns, dequantize_reference, zero_of
+from llmq_kernels.quantize import dequantize_columns, dequantize_reference
+from llmq_kernels.quantize_rows import zero_of
 
 if TYPE_CHECKING:
     from llmq_kernels.layout import PackedMatrix

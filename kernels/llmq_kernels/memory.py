@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.np import arrayobj
 
 from llmq_kernels.jit import jit
 from llmq_kernels.simd import I8, I64, Emitter, intrinsic, target
@@ -22,6 +23,7 @@ __all__ = [
     "elements",
     "expand",
     "floats",
+    "matrix_at",
     "next_number",
     "octets",
     "prefetch",
@@ -85,6 +87,33 @@ def octets(typingctx: Any, address: Any) -> Any:
 def floats(typingctx: Any, address: Any) -> Any:
     """Make a pointer to float32 of an int64 address."""
     return types.CPointer(types.float32)(address), _emit_pointer
+
+
+@intrinsic
+def matrix_at(typingctx: Any, address: Any, rows: Any, columns: Any, like: Any) -> Any:
+    """Make an array (rows, columns) of the memory at an int64 address, which must stay alive.
+
+    `like` is a type such as `np.uint8`, or a variant whose length, 2 or 4, is that of unsigned integers.
+    """
+    kind = (
+        like.dtype if isinstance(like, types.NumberClass) else types.Integer.from_bitwidth(8 * like.dtype.count, False)
+    )
+    array = types.Array(kind, 2, "C")
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        made = context.make_array(array)(context, builder)
+        size = context.get_abi_sizeof(context.get_data_type(kind))
+        arrayobj.populate_array(
+            made,
+            data=builder.inttoptr(args[0], made.data.type),
+            shape=args[1:3],
+            strides=[builder.mul(args[2], I64(size)), I64(size)],
+            itemsize=I64(size),
+            meminfo=None,
+        )
+        return made._getvalue()  # noqa: SLF001
+
+    return array(address, rows, columns, like), emit
 
 
 def _emit_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:

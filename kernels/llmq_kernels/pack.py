@@ -1,6 +1,6 @@
 """Codes to bit stream and back; see `llmq_kernels.layout` for the layout.
 
-`pack_row` and `unpack_columns` are the only places that know it: every kernel goes through them.
+`packing.pack_row` and `unpack_columns` are the only places that know it: every kernel goes through them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import row_bytes
+from llmq_kernels.packing import pack_row
 
 __all__ = ["pack", "pack_reference", "unpack", "unpack_reference"]
 
@@ -40,51 +41,6 @@ def unpack_reference(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
     """
     stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : columns * bits]
     return np.packbits(stream.reshape(-1, columns, bits), axis=2, bitorder="little")[:, :, 0]
-
-
-@jit
-def pack_row(codes: np.ndarray, bits: int, packed: np.ndarray) -> None:
-    """Pack one row.
-
-    Parameters
-    ----------
-    codes : uint8 (columns,)
-        Each below `2**bits`.
-    bits : int
-        1 to 8.
-    packed : uint8 (row_bytes,)
-        Written whole, padding included.
-    """
-    blocks = codes.size // 8  # 8 codes fill whole bytes
-    if bits == 8:
-        for i in range(8 * blocks):
-            packed[i] = codes[i]
-    elif bits == 4:
-        for i in range(4 * blocks):
-            packed[i] = codes[2 * i] | (codes[2 * i + 1] << 4)
-    elif bits == 2:
-        for i in range(2 * blocks):
-            low = codes[4 * i] | (codes[4 * i + 1] << 2)
-            packed[i] = low | (codes[4 * i + 2] << 4) | (codes[4 * i + 3] << 6)
-    else:
-        _pack_blocks(codes, bits, blocks, packed)
-    word = np.uint64(0)
-    for j in range(8 * blocks, codes.size):
-        word |= np.uint64(codes[j]) << np.uint64(bits * (j - 8 * blocks))
-    for byte in range(blocks * bits, packed.size):
-        packed[byte] = np.uint8(word & np.uint64(255))
-        word >>= np.uint64(8)
-
-
-@jit
-def _pack_blocks(codes: np.ndarray, bits: int, blocks: int, packed: np.ndarray) -> None:
-    """Pack `blocks` times 8 codes of any width, uint8 (columns,), into `bits` bytes each."""
-    for block in range(blocks):
-        word = np.uint64(0)
-        for j in range(8):
-            word |= np.uint64(codes[8 * block + j]) << np.uint64(bits * j)
-        for j in range(bits):
-            packed[block * bits + j] = np.uint8((word >> np.uint64(8 * j)) & np.uint64(255))
 
 
 @jit

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numba
 import numpy as np
 
-from llmq_kernels.floats import RUN, scale_value, source_bits, widen_run
+from llmq_kernels.floats import scale_value, source_bits
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix, midpoint, row_bytes
-from llmq_kernels.pack import pack_row, unpack_columns, unpack_reference
+from llmq_kernels.pack import unpack_columns, unpack_reference
+from llmq_kernels.quantize_rows import run_rows, zero_of
+from llmq_kernels.ranges import choose_and_pack
 
 __all__ = [
     "codes_reference",
@@ -18,11 +18,9 @@ __all__ = [
     "dequantize_columns",
     "dequantize_reference",
     "quantize",
+    "quantize_to_range",
     "scales_reference",
 ]
-
-_MIDPOINTS: Final = np.array([midpoint(max(bits, 1)) for bits in range(9)], np.float32)
-"""Zero points of symmetric grids, by bits."""
 
 
 def codes_reference(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bits: int, narrow: bool) -> np.ndarray:
@@ -73,93 +71,6 @@ def dequantize_reference(matrix: PackedMatrix) -> np.ndarray:
     with np.errstate(over="ignore"):
         weight = scales_reference(matrix)[:, :, None] * (groups - zero)
     return weight.reshape(codes.shape)
-
-
-@jit
-def zero_of(zero_point: np.ndarray, row: int, group: int, bits: int) -> np.float32:
-    """Read a zero point as float32; an array of shape (0, 0) means symmetric."""
-    if zero_point.shape[0] == 0:
-        return np.float32(_MIDPOINTS[bits])
-    return np.float32(zero_point[row, group])
-
-
-@jit
-def _encode_group(
-    x: np.ndarray, scale: np.float32, zero: np.float32, lowest: np.float32, highest: np.float32, codes: np.ndarray
-) -> None:
-    """Round float32 (n,) to codes uint8 (n,) of `lowest` to `highest`."""
-    for i in range(x.size):
-        code = np.rint(x[i] / scale) + zero
-        code = min(max(code, lowest), highest)
-        codes[i] = np.uint8(np.int32(code))
-
-
-@jit
-def _encode_signs(x: np.ndarray, scale: np.float32, codes: np.ndarray) -> None:
-    """Codes of the sign grid: float32 (n,) to uint8 (n,)."""
-    for i in range(x.size):
-        codes[i] = np.uint8(x[i] / scale > np.float32(0.0))
-
-
-@jit
-def _encode_run(
-    x: np.ndarray,
-    place: tuple[int, int],
-    form: tuple[int, int, int, int],
-    scales: tuple[np.ndarray, np.ndarray],
-    codes: np.ndarray,
-) -> None:
-    """Round float32 (n,), the columns from `start` on of `row`, to codes uint8 (n,); `place` is (row, start)."""
-    row, start = place
-    bits, group_size, kind, narrow = form
-    scale, zero_point = scales
-    lowest, highest = np.float32(narrow), np.float32((1 << bits) - 1)
-    done = 0
-    while done < x.size:
-        group = (start + done) // group_size
-        stop = min((group + 1) * group_size - start, x.size)
-        s = scale_value(scale, row, group, kind)
-        if bits == 1 and zero_point.shape[0] == 0:
-            _encode_signs(x[done:stop], s, codes[done:stop])
-        else:
-            _encode_group(x[done:stop], s, zero_of(zero_point, row, group, bits), lowest, highest, codes[done:stop])
-        done = stop
-
-
-@jit(parallel=True)
-def _quantize(
-    weight: np.ndarray,
-    source_kind: int,
-    scales: tuple[np.ndarray, np.ndarray],
-    form: tuple[int, int, int, int],
-    packed: np.ndarray,
-) -> None:
-    """Quantize and pack the bits of floats (rows, columns).
-
-    Parameters
-    ----------
-    weight : uint16 or uint32 (rows, columns)
-    source_kind : int
-        Which floats these are the bits of.
-    scales : (scale, zero_point)
-        As in `PackedMatrix`; zero points of shape (0, 0) mean symmetric.
-    form : (bits, group_size, kind, narrow)
-        `kind` is that of the scales.
-    packed : uint8 (rows, row_bytes)
-        The result.
-    """
-    bits = form[0]
-    rows, columns = weight.shape
-    for row in numba.prange(rows):
-        x = np.empty(RUN, np.float32)
-        codes = np.empty(RUN, np.uint8)
-        for start in range(0, columns, RUN):  # a multiple of 8 codes fills whole bytes
-            count = min(RUN, columns - start)
-            widen_run(weight, source_kind, (row, start, count), x)
-            _encode_run(x[:count], (row, start), form, scales, codes[:count])
-            first = start // 8 * bits
-            last = packed.shape[1] if start + count == columns else first + count // 8 * bits
-            pack_row(codes[:count], bits, packed[row, first:last])
 
 
 @jit
@@ -242,9 +153,16 @@ def quantize(weight: np.ndarray, grid: Grid, scale: np.ndarray, zero_point: np.n
         raise ValueError("a symmetric grid has no zero points, an asymmetric one needs them")
     packed = np.empty((rows, row_bytes(columns, grid.bits)), np.uint8)
     matrix = PackedMatrix(packed, scale, zero_point, grid.bits, grid.group_size, columns, grid.scale_kind)
-    form = (grid.bits, grid.group_size, grid.scale_kind, int(grid.narrow))
-    _quantize(source, source_kind, (matrix.scale_view, matrix.zero_point_view), form, packed)
+    run_rows((source, source_kind), grid, (matrix.scale, matrix.zero_point), packed)
     return matrix
+
+
+def quantize_to_range(weight: np.ndarray, grid: Grid) -> PackedMatrix:
+    """Quantize by the scales of `range_scales`, in one pass; parameters and errors are those of the two doors."""
+    rows, columns = np.shape(weight)
+    packed = np.empty((rows, row_bytes(columns, grid.bits)), np.uint8)
+    scale, zero_point = choose_and_pack(weight, grid, packed)
+    return PackedMatrix(packed, scale, zero_point, grid.bits, grid.group_size, columns, grid.scale_kind)
 
 
 def dequantize(matrix: PackedMatrix) -> np.ndarray:

@@ -20,13 +20,14 @@ from llmq_kernels.floats import (
     scale_value,
     source_bits,
     store_scale,
-    widen_run,
 )
 from llmq_kernels.jit import jit
 from llmq_kernels.lanes import LANES, fill_tile, fit_sums, measure
 from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
-from llmq_kernels.quantize import zero_of
-from llmq_kernels.ranges import group_range, range_scales
+from llmq_kernels.quantize_rows import zero_of
+from llmq_kernels.range_rows import group_range
+from llmq_kernels.ranges import range_scales
+from llmq_kernels.widening import widen_run
 
 __all__ = ["search_reference", "search_scales"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec
-from llmq_kernels.layout import SCALE_KINDS, Grid
+from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix
 from llmq_kernels.quantize import quantize as encode
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Method", "encode_rows", "kernel_grid"]
+__all__ = ["Method", "encode_rows", "kernel_grid", "quantized"]
 
 
 class Method(Protocol):
@@ -57,10 +57,14 @@ def encode_rows(
         Bits of the scales.
     zero_point : uint8 (rows, n_groups) or None
     """
-    matrix = encode(weight, kernel_grid(spec), scale, zero_point)
+    return quantized(encode(weight, kernel_grid(spec), scale, zero_point), spec)
+
+
+def quantized(matrix: PackedMatrix, spec: QuantSpec) -> QuantizedTensor:
+    """Rows as kernels return them, with the spec that they were quantized by."""
     return QuantizedTensor(
         spec=spec,
-        shape=(weight.shape[0], weight.shape[1]),
+        shape=(matrix.rows, matrix.columns),
         packed=matrix.packed,
         scale=matrix.scale.view(FLOAT_DTYPES[str(spec.scale_dtype)]),
         zero_point=matrix.zero_point,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmq.methods.protocol import encode_rows, kernel_grid
-from llmq_kernels.ranges import range_scales
+from llmq.methods.protocol import kernel_grid, quantized
+from llmq_kernels.quantize import quantize_to_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,5 +19,4 @@ def rtn(weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> Quantize
     Symmetric, full range: ``s = max|x| / (2**(bits-1) - 1/2)``; narrow: ``s = max|x| / (2**(bits-1) - 1)``;
     asymmetric: ``s = (max - min) / (2**bits - 1)``, ``z = -round(min / s)``, over a range that includes zero.
     """
-    scale, zero_point = range_scales(weight, kernel_grid(spec))
-    return encode_rows(weight, spec, scale, zero_point)
+    return quantized(quantize_to_range(weight, kernel_grid(spec)), spec)

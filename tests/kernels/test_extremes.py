@@ -4,12 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmq_kernels.extremes import extreme_bits, extreme_bits_reference
+from llmq_kernels.extremes import extreme_bits, extreme_bits_reference, largest_bits, largest_bits_reference
 
 
 @numba.njit
 def find(bits, row, start, count):
     return extreme_bits(bits, row, start, count)
+
+
+@numba.njit
+def find_largest(bits, row, start, count):
+    return largest_bits(bits, row, start, count)
 
 
 @given(
@@ -26,6 +31,7 @@ def test_equals_the_reference(seed, start, count, dtype, special):
         bits[:] = rng.choice([0, 1 << (8 * dtype().itemsize - 1)], bits.shape)
     found = tuple(map(int, find(bits, 1, start, count)))
     assert found == extreme_bits_reference(bits[1, start : start + count])
+    assert find_largest(bits, 1, start, count) == largest_bits_reference(bits[1, start : start + count])
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 16, 17, 64, 100])
@@ -44,3 +50,4 @@ def test_nan_and_infinity_are_extremes(at, value):
     values[0, at] = value
     found = np.array(find(values.view(np.uint32), 0, 0, 40), np.uint32).view(np.float32)
     assert not np.isfinite(found).all()
+    assert not np.isfinite(np.uint32(find_largest(values.view(np.uint32), 0, 0, 40)).view(np.float32))

@@ -11,8 +11,8 @@ import pytest
 
 import llmq_kernels
 from llmq_kernels import jit
-from llmq_kernels.layout import Grid
-from llmq_kernels.ranges import range_scales
+from llmq_kernels.layout import PackedMatrix
+from llmq_kernels.quantize import dequantize
 
 SOURCES = Path(llmq_kernels.__file__).parent
 
@@ -110,7 +110,7 @@ def test_the_number_of_threads():
     before = jit.threads()
     try:
         jit.set_threads(1)
-        range_scales(np.ones((2, 8), np.float32), Grid(4, 8))
+        dequantize(PackedMatrix(np.zeros((2, 4), np.uint8), np.zeros((2, 2), np.uint16), None, 4, 4, 8, 0))
         assert jit.threads() == numba.get_num_threads() == 1
     finally:
         jit.set_threads(before)
@@ -140,12 +140,12 @@ def test_a_small_call_runs_on_one_thread_and_leaves_no_trace():
 CONCURRENT = """
 import threading
 import numpy as np
-from llmq_kernels.ranges import range_scales
-from llmq_kernels.layout import Grid
-weight = np.ones((512, 256), np.float32)
+from llmq_kernels.layout import PackedMatrix
+from llmq_kernels.quantize import dequantize
+matrix = PackedMatrix(np.zeros((512, 128), np.uint8), np.zeros((512, 8), np.uint16), None, 4, 32, 256, 0)
 def work():
     for _ in range(50):
-        range_scales(weight, Grid(4, 32))
+        dequantize(matrix)
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]
 [t.join() for t in threads]

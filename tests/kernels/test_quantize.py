@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 
 from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix, midpoint
 from llmq_kernels.pack import pack_reference, unpack
-from llmq_kernels.quantize import codes_reference, dequantize, dequantize_reference, quantize, scales_reference
+from llmq_kernels.quantize import (
+    codes_reference,
+    dequantize,
+    dequantize_reference,
+    quantize,
+    quantize_to_range,
+    scales_reference,
+)
 from llmq_kernels.ranges import range_scales
 from llmq_kernels.search import search_scales
 
@@ -42,6 +49,49 @@ def test_equals_the_reference(special_weight, bits, group_size, n_groups, symmet
     np.testing.assert_array_equal(matrix.packed, pack_reference(codes, bits))
     np.testing.assert_array_equal(unpack(matrix.packed, bits, columns), codes)
     np.testing.assert_array_equal(dequantize(matrix), dequantize_reference(matrix))
+
+
+@settings(max_examples=60)
+@given(
+    bits=st.integers(1, 8),
+    group_size=st.integers(1, 70),
+    n_groups=st.sampled_from([1, 2, 5, 40]),
+    symmetric=st.booleans(),
+    source=st.sampled_from(["float16", "bfloat16", "float32"]),
+    kind=st.sampled_from(sorted(SCALE_KINDS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_source_equals_the_reference_in_one_pass_and_in_two(
+    special_weight, bits, group_size, n_groups, symmetric, source, kind, seed
+):
+    weight = special_weight(6, group_size * n_groups, group_size, seed)
+    with np.errstate(over="ignore"):
+        weight = np.nan_to_num(weight.astype(source).astype(np.float32), posinf=6e4, neginf=-6e4).astype(source)
+    grid = Grid(bits, group_size, symmetric=symmetric, scale_kind=SCALE_KINDS[kind])
+    scale, zero_point = range_scales(weight, grid)
+    scale.flags.writeable = False
+    matrix = quantize(weight, grid, scale, zero_point)
+    once = quantize_to_range(weight, grid)
+    np.testing.assert_array_equal(once.packed, matrix.packed)
+    np.testing.assert_array_equal(once.scale, scale)
+    assert symmetric or (once.zero_point == zero_point).all()
+    codes = codes_reference(weight.astype(np.float32), *spread(matrix), bits, False)
+    np.testing.assert_array_equal(matrix.packed, pack_reference(codes, bits))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_refused(value):
+    for symmetric in (True, False):
+        weight = np.ones((5, 32), np.float16)
+        weight[4, 17] = value
+        with pytest.raises(FloatingPointError, match="NaN or infinity"):
+            quantize_to_range(weight, Grid(4, 16, symmetric=symmetric))
+
+
+def test_no_rows():
+    matrix = quantize_to_range(np.empty((0, 32), np.float32), Grid(4, 16))
+    assert matrix.packed.shape == (0, 16)
+    assert quantize(np.empty((0, 32), np.float32), Grid(4, 16), matrix.scale, None).packed.shape == (0, 16)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
