@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmq_kernels.doors import matrix_of
-from llmq_kernels.jit import jit
+from llmq_kernels.jit import jit, jit_enabled
 from llmq_kernels.layout import row_bytes
 from llmq_kernels.packing import pack_row
 
@@ -137,6 +137,8 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     codes = matrix_of("codes", codes, np.uint8)
     if codes.size and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} needs more than {bits} bits")
+    if not jit_enabled():
+        return pack_reference(codes, bits)
     packed = np.empty((codes.shape[0], row_bytes(codes.shape[1], bits)), np.uint8)
     _pack(codes, bits, packed)
     return packed

@@ -102,6 +102,10 @@ def test_nowhere_to_write_is_no_error(tmp_path, copied_sources):
     assert not list(copied_sources.rglob("__pycache__"))
 
 
+def test_packing_needs_no_compiler():
+    assert run(WORK, NUMBA_DISABLE_JIT="1")[1:] == []
+
+
 def test_other_libraries_keep_their_cache():
     assert os.environ.get("NUMBA_CACHE_DIR", "") == numba.config.CACHE_DIR
 
