@@ -11,6 +11,7 @@ import numpy as np
 from llmq.errors import InputError, UnsupportedError
 from llmq.evaluate.inventory import inventory
 from llmq.evaluate.rows import FLOATS, raw_bytes, read_rows
+from llmq.evaluate.sums import ErrorSums, decibels, normalized
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
@@ -58,12 +59,12 @@ class TensorError:
     @property
     def nmse(self) -> float:
         """Squared error over squares."""
-        return _nmse(self.squared_error, self.squares)
+        return normalized(self.squared_error, self.squares)
 
     @property
     def sqnr_db(self) -> float:
         """Signal to quantization noise in decibels; infinite where nothing changed."""
-        return _decibels(self.nmse)
+        return decibels(self.nmse)
 
     def to_json(self) -> dict[str, Any]:
         """Return its entry of `llmq compare --json`."""
@@ -91,27 +92,16 @@ class Comparison:
     @property
     def nmse(self) -> float:
         """Sum of squared error over sum of squares, quantized tensors only."""
-        return _nmse(sum(t.squared_error for t in self.quantized), sum(t.squares for t in self.quantized))
+        return normalized(sum(t.squared_error for t in self.quantized), sum(t.squares for t in self.quantized))
 
     @property
     def sqnr_db(self) -> float:
         """The same in decibels."""
-        return _decibels(self.nmse)
+        return decibels(self.nmse)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `llmq compare --json` prints, without its schema number."""
         return {"nmse": self.nmse, "sqnr_db": self.sqnr_db, "tensors": [t.to_json() for t in self.tensors]}
-
-
-def _nmse(squared_error: float, squares: float) -> float:
-    if squares:
-        return squared_error / squares
-    return math.inf if squared_error > 0.0 else squared_error
-
-
-def _decibels(nmse: float) -> float:
-    # math.log10 takes infinity and NaN as they are, but refuses 0.
-    return -10.0 * math.log10(nmse) if nmse else math.inf
 
 
 def compare(source: Source, output: Source, *, progress: Progress | None = None) -> Comparison:
@@ -174,7 +164,7 @@ def _compare(source: Source, before: Entry, output: Source, after: Entry) -> Ten
         before.dtype == after.dtype and not (before.spec or after.spec) and _same_bytes(source, before, output, after)
     )
     known = all(entry.spec or entry.dtype in FLOATS for entry in (before, after))
-    sums = _Sums()
+    sums = ErrorSums()
     if same or not known:
         # What holds no floats either is the same or is not.
         sums.error = 0.0 if same else math.nan
@@ -183,7 +173,7 @@ def _compare(source: Source, before: Entry, output: Source, after: Entry) -> Ten
         for start, stop in _row_blocks(after):
             sums.add(read_rows(source, before, start, stop), read_rows(output, after, start, stop))
     quantized = after.spec is not None
-    return TensorError(after.name, after.bits, quantized, same, sums.error, sums.before, sums.cosine(), sums.largest)
+    return TensorError(after.name, after.bits, quantized, same, sums.error, sums.before, sums.cosine, sums.largest)
 
 
 def _same_bytes(source: Source, before: Entry, output: Source, after: Entry) -> bool:
@@ -199,27 +189,3 @@ def _row_blocks(entry: Entry) -> Iterator[tuple[int, int]]:
     step = max(1, _BLOCK_ELEMENTS // width // _ROWS) * _ROWS
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
-
-
-class _Sums:
-    """Sums over the elements of a weight seen so far, in float64."""
-
-    def __init__(self) -> None:
-        self.error = self.before = self.after = self.product = self.largest = 0.0
-
-    def add(self, before: np.ndarray, after: np.ndarray) -> None:
-        """Count a block of both, float32 (rows, columns)."""
-        x, y = before.astype(np.float64).ravel(), after.astype(np.float64).ravel()
-        difference = y - x
-        self.error += float(difference @ difference)
-        self.before += float(x @ x)
-        self.after += float(y @ y)
-        self.product += float(x @ y)
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
-
-    def cosine(self) -> float:
-        """Cosine of the angle between both."""
-        if self.error == 0.0:
-            return 1.0
-        length = math.sqrt(self.before * self.after)
-        return self.product / length if length else 0.0
