@@ -47,7 +47,7 @@ def input_parameters_reference(
     >>> scale.tolist(), zero_point.tolist()
     ([1.0, 0.20000000298023224], [-6, -8])
     """
-    x = x.reshape(x.shape[0], -1)
+    x = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
     low, high = x.min(axis=1, initial=0), x.max(axis=1, initial=0)
     if symmetric:
         scale = np.maximum(np.maximum(-low, high) / np.float32(2 ** (bits - 1) - 1), _LEAST)

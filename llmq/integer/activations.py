@@ -1,0 +1,142 @@
+"""Activations as integers: `x ~ scale * (code - zero_point)` with int8 codes, and what makes them of floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmq.observers.parameters import scale_and_zero_point
+from llmq_kernels.inputs import input_parameters, quantize_inputs, quantize_inputs_reference
+
+if TYPE_CHECKING:
+    from llmq.spec import QuantSpec
+
+__all__ = ["ActivationGrid", "Quantized"]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Activations that flow from one integer layer to the next.
+
+    Parameters
+    ----------
+    codes : int8 (n, ...)
+    scale : float or float32 (n,)
+        Of everything, or of each item of the first axis.
+    zero_point : int or int32 (n,)
+        The code of zero.
+    bits : int
+        Codes are `-2**(bits-1)` to `2**(bits-1) - 1`.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    bits: int = 8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the codes."""
+        return self.codes.shape
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Lowest and highest code."""
+        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+
+    def with_codes(self, codes: np.ndarray) -> Quantized:
+        """Other codes of the same scale."""
+        return Quantized(np.ascontiguousarray(codes), self.scale, self.zero_point, self.bits)
+
+    def spread_zero_point(self) -> np.ndarray:
+        """The zero point, int32, in a shape that broadcasts against the codes."""
+        return _spread(np.asarray(self.zero_point, np.int32), self.codes.ndim)
+
+    def centred(self) -> np.ndarray:
+        """Codes minus the zero point, int32."""
+        return np.asarray(self.codes.astype(np.int32) - self.spread_zero_point())
+
+    def dequantize(self) -> np.ndarray:
+        """The values that the codes stand for, float32."""
+        return np.asarray(self.centred().astype(np.float32) * _spread(self.scale, self.codes.ndim), np.float32)
+
+
+def _spread(values: np.ndarray, ndim: int) -> np.ndarray:
+    """Let one value for each item of the first axis broadcast against `ndim` axes."""
+    return values.reshape(values.shape + (1,) * (ndim - 1)) if values.ndim else values
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationGrid:
+    """How activations become integers.
+
+    Parameters
+    ----------
+    spec : QuantSpec
+        By tensor or token.
+    scale : float32 () or None
+    zero_point : int32 () or None
+        Both known beforehand (static), or both None: found at run time (dynamic).
+    """
+
+    spec: QuantSpec
+    scale: np.ndarray | None = None
+    zero_point: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, spec: QuantSpec, range_: tuple[float, float] | None, name: str = "input") -> ActivationGrid:
+        """Make the grid of a spec and the range that calibration found.
+
+        Raises
+        ------
+        ValueError
+            A static spec without a range, or a dynamic one with a range.
+        """
+        if spec.dynamic:
+            if range_ is not None:
+                raise ValueError(f"{name}_range: ranges are found at run time where the spec is dynamic")
+            return cls(spec)
+        if range_ is None:
+            raise ValueError(
+                f"{name}_range is missing: a static {name} needs a range from calibration (or dynamic=True)"
+            )
+        scale, zero_point = scale_and_zero_point(range_[0], range_[1], spec)
+        point = 0 if zero_point is None else int(zero_point) - (1 << (spec.bits - 1))
+        return cls(spec, np.asarray(scale, np.float32), np.asarray(point, np.int32))
+
+    def encode(self, x: np.ndarray) -> Quantized:
+        """Round floats (n, ...) to codes.
+
+        Raises
+        ------
+        ValueError
+            Values that are not finite, of which no range is found at run time.
+        """
+        scale, zero_point = self._parameters(x)
+        codes = quantize_inputs(x, scale, zero_point, bits=self.spec.bits)
+        return Quantized(codes, scale, zero_point, self.spec.bits)
+
+    def encode_reference(self, x: np.ndarray) -> Quantized:
+        """Specify `encode`, of ranges that are found alike, in plain NumPy."""
+        scale, zero_point = self._parameters(x)
+        codes = quantize_inputs_reference(x, scale, zero_point, self.spec.bits)
+        return Quantized(codes, scale, zero_point, self.spec.bits)
+
+    def _parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.scale is not None and self.zero_point is not None:
+            return self.scale, self.zero_point
+        by_token = self.spec.strategy == "token"
+        scale, zero_point = input_parameters(x, self.spec.bits, symmetric=self.spec.symmetric, per_row=by_token)
+        return np.asarray(scale), np.asarray(zero_point)
+
+    def expects(self, x: Quantized) -> None:
+        """Check that integers which come in are those the layer was made for; ValueError if they are not."""
+        if self.scale is None or self.zero_point is None:
+            raise ValueError("integers came in, but the layer finds the range of its input at run time")
+        if x.bits != self.spec.bits or x.scale != self.scale or x.zero_point != self.zero_point:
+            raise ValueError(
+                f"integers of scale {float(x.scale):g} and zero point {int(x.zero_point)} came in (expected "
+                f"{float(self.scale):g} and {int(self.zero_point)}, {self.spec.bits} bits)"
+            )

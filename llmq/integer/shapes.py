@@ -1,0 +1,162 @@
+"""Layers without weights that keep the scale of what they get: ReLU, pooling, flatten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from llmq.integer.activations import Quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "Flatten", "MaxPool2d", "ReLU"]
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """``max(x, 0)``: of integers, the codes below the zero point become it."""
+
+    def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
+        """Run the layer, on any shape."""
+        if isinstance(x, Quantized):
+            return x.with_codes(np.maximum(x.codes, x.spread_zero_point().astype(np.int8)))
+        return np.asarray(np.maximum(x, np.float32(0.0)))
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """Make one axis of all axes from `start_dim` on."""
+
+    start_dim: int = 1
+
+    def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
+        """Run the layer, (n, ...) to (n, product)."""
+        values = x.codes if isinstance(x, Quantized) else x
+        flat = values.reshape(*values.shape[: self.start_dim], -1)
+        return x.with_codes(flat) if isinstance(x, Quantized) else flat
+
+
+@dataclass(frozen=True)
+class MaxPool2d:
+    """The largest value of each window of images; what is padded counts as less than everything.
+
+    Parameters
+    ----------
+    kernel_size : int or pair
+    stride : int, pair or None
+        That of `kernel_size` if None.
+    padding : int or pair
+        At most half of the kernel.
+
+    Raises
+    ------
+    ValueError
+        Numbers out of range.
+    """
+
+    kernel_size: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+    padding: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        _window_of(self)
+
+    def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
+        """Run the layer, (n, channels, height, width)."""
+        if isinstance(x, Quantized):
+            return x.with_codes(_windows(x.codes, self, -128).max(axis=(4, 5)))
+        return np.ascontiguousarray(_windows(x, self, -np.inf).max(axis=(4, 5)))
+
+
+@dataclass(frozen=True)
+class AvgPool2d:
+    """The mean of each window of images, padded zeros included.
+
+    Of integers, ``zero_point + round(sum of (code - zero_point) / area)``, halves to even.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding
+        As for `MaxPool2d`.
+
+    Raises
+    ------
+    ValueError
+        Numbers out of range.
+    """
+
+    kernel_size: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+    padding: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        _window_of(self)
+
+    def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
+        """Run the layer, (n, channels, height, width)."""
+        if isinstance(x, Quantized):
+            windows = _windows(x.centred(), self, 0)
+            return _average(x, windows.sum(axis=(4, 5), dtype=np.int32), windows.shape[4] * windows.shape[5])
+        return np.ascontiguousarray(_windows(x, self, 0.0).mean(axis=(4, 5), dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class AdaptiveAvgPool2d:
+    """The mean of each channel of images; rounds integers as `AvgPool2d` does.
+
+    Parameters
+    ----------
+    output_size : int or pair
+        1: no other size is served.
+    """
+
+    output_size: int | Sequence[int] = 1
+
+    def __post_init__(self) -> None:
+        if _pair(self.output_size) != (1, 1):
+            raise ValueError(f"output_size must be 1, not {self.output_size}: one mean a channel")
+
+    def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
+        """Run the layer, (n, channels, height, width) to (n, channels, 1, 1)."""
+        if isinstance(x, Quantized):
+            sums = x.centred().sum(axis=(2, 3), keepdims=True, dtype=np.int32)
+            return _average(x, sums, x.shape[2] * x.shape[3])
+        return np.asarray(x.mean(axis=(2, 3), keepdims=True, dtype=np.float32))
+
+
+def _average(x: Quantized, sums: np.ndarray, area: int) -> Quantized:
+    """Divide int32 (n, channels, ...) sums of centred codes."""
+    whole, rest = np.divmod(sums, area)
+    whole += (2 * rest > area) | ((2 * rest == area) & (whole % 2 == 1))
+    return x.with_codes((whole + x.spread_zero_point()).clip(*x.limits).astype(np.int8))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2:
+        raise ValueError(f"a size is one number or two, not {pair}")
+    return pair[0], pair[1]
+
+
+def _window_of(layer: MaxPool2d | AvgPool2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Kernel, stride and padding of a layer as pairs; ValueError if they make no sense."""
+    kernel, padding = _pair(layer.kernel_size), _pair(layer.padding)
+    stride = kernel if layer.stride is None else _pair(layer.stride)
+    if min(kernel) < 1 or min(stride) < 1:
+        raise ValueError(f"kernel_size and stride must be at least 1, not {kernel} and {stride}")
+    if any(not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding must be 0 up to half of the kernel {kernel}, not {padding}")
+    return kernel, stride, padding
+
+
+def _windows(x: np.ndarray, layer: MaxPool2d | AvgPool2d, fill: float) -> np.ndarray:
+    """View images as windows, (n, channels, rows, columns, kernel height, kernel width)."""
+    kernel, (sh, sw), (ph, pw) = _window_of(layer)
+    if x.ndim != 4 or any(size + 2 * p < k for size, p, k in zip(x.shape[2:], (ph, pw), kernel, strict=True)):
+        raise ValueError(f"x must have shape (n, channels, height, width) and hold windows of {kernel}, not {x.shape}")
+    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=fill) if ph or pw else x
+    return sliding_window_view(padded, kernel, axis=(2, 3))[:, :, ::sh, ::sw]

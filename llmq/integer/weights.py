@@ -1,0 +1,118 @@
+"""Weights of integer layers: packed integers, and a scale for each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmq.observers import OBSERVERS, quantize_array
+from llmq_kernels.integer_weight import IntegerWeight
+
+if TYPE_CHECKING:
+    from llmq.spec import QuantSpec
+
+__all__ = ["LayerWeight", "quantize_weight"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeight:
+    """A quantized weight, one part for each group of columns; only grouped weights have several.
+
+    Parameters
+    ----------
+    parts : tuple of IntegerWeight
+        (rows, columns of the group)
+    scale : float32 (rows, parts)
+        ``w = scale * integer``.
+    shape : tuple of int
+        Of the weight as it was given.
+    spec : QuantSpec
+    """
+
+    parts: tuple[IntegerWeight, ...]
+    scale: np.ndarray
+    shape: tuple[int, ...]
+    spec: QuantSpec
+
+    @property
+    def rows(self) -> int:
+        """Output features or filters."""
+        return self.parts[0].rows
+
+    @property
+    def columns(self) -> int:
+        """Products that make up an output."""
+        return sum(part.columns for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed codes, scales and zero points."""
+        points = sum(part.zero_point.nbytes for part in self.parts if part.zero_point is not None)
+        return sum(part.packed.nbytes for part in self.parts) + self.scale.nbytes + points
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """What the integers stand for, float32, in the shape of the weight."""
+        parts = [part.integers() * self.scale[:, [i]] for i, part in enumerate(self.parts)]
+        return np.concatenate(parts, axis=1).astype(np.float32).reshape(self.shape)
+
+
+def quantize_weight(weight: np.ndarray, spec: QuantSpec, least_scale: np.ndarray | None = None) -> LayerWeight:
+    """Quantize a weight: ranges by `spec.observer`, of the tensor, of each row or of each group of a row.
+
+    Parameters
+    ----------
+    weight : float (rows, ...)
+        Everything behind the first axis makes up a row.
+    spec : QuantSpec
+    least_scale : float32 (rows,), optional
+        Scales are at least this.
+
+    Raises
+    ------
+    ValueError
+        An unknown observer, NaN or infinity, or groups that do not divide a row.
+    """
+    flat = np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
+    rows, columns = flat.shape
+    if columns == 0 or rows == 0:
+        raise ValueError(f"a weight of shape {weight.shape} is empty")
+    size = columns if spec.strategy != "group" or spec.group_size == -1 else spec.group_size
+    if columns % size:
+        raise ValueError(f"groups of {size} do not divide rows of {columns}")
+    by_group = flat.reshape(-1, size)
+    scale, zero_point = _parameters(by_group, spec)
+    # Of a range of zeros any scale will do: one that is far from the least float32.
+    scale = np.where(np.abs(by_group).max(axis=1) == 0, np.float32(1.0), scale)
+    if spec.bits == 1 and spec.symmetric:
+        scale = scale / 2
+    if least_scale is not None:
+        scale = np.maximum(scale, np.repeat(least_scale, columns // size))
+    step = scale * 2 if spec.bits == 1 and spec.symmetric else scale
+    points = None if zero_point is None else zero_point[:, None]
+    codes = quantize_array(by_group, step[:, None], points, spec).reshape(rows, columns // size, size)
+    by_row = None if zero_point is None else zero_point.reshape(rows, -1)
+    parts = tuple(
+        IntegerWeight.of(
+            np.ascontiguousarray(codes[:, i]), spec.bits, None if by_row is None else np.ascontiguousarray(by_row[:, i])
+        )
+        for i in range(columns // size)
+    )
+    return LayerWeight(parts, np.ascontiguousarray(scale.reshape(rows, -1), np.float32), weight.shape, spec)
+
+
+def _parameters(rows: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scale and zero point of each of float32 (rows, n)."""
+    if spec.observer not in OBSERVERS:
+        raise ValueError(f"unknown observer {spec.observer!r}: choose one of {', '.join(OBSERVERS)}")
+    whole = spec.strategy == "tensor"
+    observer = OBSERVERS[spec.observer](spec, channel_axis=None if whole else 0)
+    observer.observe(rows)
+    scale, zero_point = observer.parameters()
+    if not whole:
+        return scale, zero_point
+    points = None if zero_point is None else np.full(len(rows), zero_point, np.uint8)
+    return np.full(len(rows), scale, np.float32), points
