@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from llmq_kernels.attention_tasks import Plan, line_size, run_task, sum_up
-from llmq_kernels.doors import output_of
+from llmq_kernels.doors import output_of, pieces
 from llmq_kernels.jit import threads
 from llmq_kernels.memory import address_of, elements, floats, next_number
 from llmq_kernels.scratch import Scratch
@@ -40,6 +40,9 @@ _KINDS: Final = {4: 1, 2: 2, 1: 3}
 
 _PARALLEL: Final = 1 << 16
 """Products of queries and keys from which it pays to share the work: some 10 microseconds of it."""
+
+_MOST: Final = 500_000_000
+"""Products of a thread in one call of the workers: about a tenth of a second."""
 
 
 def attention_reference(
@@ -150,11 +153,23 @@ def attention(
     _check(queries, cache, start, window)
     tokens, heads, head_dim = queries.shape
     out = output_of(out, queries.shape)
+    scratch = scratch or Scratch()
+    cost = heads * head_dim * min(window or start + tokens, start + tokens)
+    for part in pieces(tokens, cost, _MOST * threads()):
+        _attend(queries[part], cache, (start + part.start, window), out[part], scratch)
+    return out
+
+
+def _attend(
+    queries: np.ndarray, cache: KeyValues, place: tuple[int, int | None], out: np.ndarray, scratch: Scratch
+) -> None:
+    """Attend from some tokens; `place` is the position of the first one and the window."""
+    start, window = place
+    tokens, heads, head_dim = queries.shape
     group = heads // cache.keys.shape[0]
     plan = _plan(tokens, group, start, window)
     parallel = queries.size * min(plan.window, start + tokens) >= _PARALLEL
     workers = threads() if parallel else 1
-    scratch = scratch or Scratch()
     work = scratch.room("attention work", (workers, plan.block * group, line_size(plan, cache.keys.shape[2])))
     lines = (
         scratch.room("attention lines", (plan.splits, tokens, heads, head_dim + 2)) if plan.splits > 1 else out[None]
@@ -163,7 +178,6 @@ def attention(
     _run((queries, cache, work, lines), plan, tasks, scratch)
     if plan.splits > 1:
         sum_up(lines, out)
-    return out
 
 
 def _run(

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmq_kernels.dense_rows import MOST_TOKENS, multiply_few
 from llmq_kernels.doors import matrix_of, output_of
-from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
+from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile, row_pieces
 from llmq_kernels.floats import bfloat_to_float, float_of, half_to_float
 from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.layout import SCALE_KINDS
@@ -60,11 +60,14 @@ def _widen_columns(weight: np.ndarray, kind: int, place: tuple[int, int, int], o
 
 
 @jit(parallel=True)
-def _matmul_dense(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) -> None:
-    """Multiply float32 (tokens, columns) by the rows of uint16 (rows, columns), twice as wide for float32."""
+def _matmul_dense(x: np.ndarray, weight: np.ndarray, kind: int, chunks: tuple[int, int], out: np.ndarray) -> None:
+    """Multiply float32 (tokens, columns) by rows of uint16 (rows, columns), twice as wide for float32.
+
+    The rows are chunks of `TILE_ROWS`, from one up to another.
+    """
     rows, columns = out.shape[1], x.shape[1]
-    for chunk in numba.prange((rows + TILE_ROWS - 1) // TILE_ROWS):
-        first = chunk * TILE_ROWS
+    for number in numba.prange(chunks[1] - chunks[0]):
+        first = (chunks[0] + number) * TILE_ROWS
         last = min(first + TILE_ROWS, rows)
         tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
         out[:, first:last] = np.float32(0.0)
@@ -111,5 +114,14 @@ def matmul_dense(
         multiply_few(x, weight.view(np.uint16), SCALE_KINDS[kind], out)
         return out
     parallel = x.size * weight.shape[0] >= _PARALLEL
-    call(_matmul_dense, x, weight.view(np.uint16), SCALE_KINDS[kind], out, parallel=parallel)
+    for part in row_pieces(x, weight.shape[0]):
+        call(
+            _matmul_dense,
+            x,
+            weight.view(np.uint16),
+            SCALE_KINDS[kind],
+            (part.start, part.stop),
+            out,
+            parallel=parallel,
+        )
     return out

@@ -1,12 +1,15 @@
-"""What the doors of kernels share: checks, and arrays brought to the one form that kernels are compiled for."""
+"""What the doors of kernels share: checks, arrays in the one form that kernels are compiled for, and work in pieces."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["frozen", "matrix_of", "output_of"]
+__all__ = ["frozen", "matrix_of", "output_of", "pieces"]
+
+_LEAST: Final = 8
+"""Items of a piece: of fewer the work on each is slower, and of a few tokens sums have another order."""
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -55,3 +58,29 @@ def output_of(out: np.ndarray | None, shape: tuple[int, ...], dtype: type = np.f
         wanted = f"a writable C-contiguous {np.dtype(dtype)} array of shape {shape}"
         raise ValueError(f"out must be {wanted}, not {out.dtype} of shape {out.shape}")
     return out
+
+
+def pieces(count: int, cost: int, most: int) -> list[slice]:
+    """Cut work into calls that are short enough for Ctrl-C, which Python serves between them.
+
+    Parameters
+    ----------
+    count, cost : int
+        Items, at least one, and products of each.
+    most : int
+        Products of a piece, about; but it has 8 items at least, unless there are fewer.
+
+    Returns
+    -------
+    list of slice
+        Pieces of nearly equal size, one after the other.
+
+    Examples
+    --------
+    >>> pieces(30, 100, 1000)
+    [slice(0, 10, None), slice(10, 20, None), slice(20, 30, None)]
+    >>> pieces(30, 1000, 1000)
+    [slice(0, 10, None), slice(10, 20, None), slice(20, 30, None)]
+    """
+    number = max(1, min(-(-count * cost // most), count // _LEAST))
+    return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]

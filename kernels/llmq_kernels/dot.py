@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
-from llmq_kernels.jit import jit
+from llmq_kernels.doors import pieces
+from llmq_kernels.jit import jit, threads
 
-__all__ = ["TILE_COLUMNS", "TILE_ROWS", "add_tile"]
+__all__ = ["TILE_COLUMNS", "TILE_ROWS", "add_tile", "row_pieces"]
 
 TILE_ROWS = 16
 TILE_COLUMNS = 512
 """A tile of 32 KiB and a block of x fit in the first-level cache, or stream from the second."""
+
+_MOST: Final = 1_500_000_000
+"""Products of a thread in one call: about a tenth of a second."""
 
 # Sums may be reordered and fused, for vectors; NaN and infinity still do what they should.
 _SUMS = {"reassoc", "contract", "nsz"}
@@ -98,3 +104,8 @@ def add_tile(x: np.ndarray, start: int, count: int, tile: np.ndarray, out: np.nd
         for t in range(n):
             for row in range(done, rows):
                 out[token + t, first + row] += _dot(block, t, tile, row, count)
+
+
+def row_pieces(x: np.ndarray, rows: int) -> list[slice]:
+    """Cut the chunks of `TILE_ROWS` rows that float32 (tokens, columns) meets, so that Ctrl-C is served in between."""
+    return pieces(-(-rows // TILE_ROWS), TILE_ROWS * x.size, _MOST * threads())

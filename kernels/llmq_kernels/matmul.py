@@ -6,28 +6,36 @@ groups of whole 32-bit lanes. Other groups, and exact activations, go through pl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numba
 import numpy as np
 
 from llmq_kernels.activations import activation_group, activations_reference, quantize_activations
 from llmq_kernels.bundle import Bundle
-from llmq_kernels.doors import frozen, matrix_of, output_of
-from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile
+from llmq_kernels.doors import frozen, matrix_of, output_of, pieces
+from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile, row_pieces
 from llmq_kernels.floats import scale_value
-from llmq_kernels.jit import call, jit, jit_enabled
+from llmq_kernels.jit import call, jit, jit_enabled, threads
 from llmq_kernels.pack import unpack_columns
 from llmq_kernels.quantize import dequantize_columns, dequantize_reference
 from llmq_kernels.quantize_rows import zero_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from llmq_kernels.layout import PackedMatrix
 
-__all__ = ["bundle_of", "matmul", "matmul_reference"]
+__all__ = ["bundle_of", "matmul", "matmul_reference", "multiply_together"]
 
 _PARALLEL: Final = 3 << 17
 """Products of activations and weights from which waking the threads pays: about 90 microseconds for one token."""
+
+_BLOCK: Final = 256
+"""Tokens that are multiplied in one go, at most."""
+
+_MOST: Final = 4_000_000_000
+"""Products of a thread in one call of the microkernels: about a tenth of a second of those for AVX2."""
 
 
 def matmul_reference(x: np.ndarray, matrix: PackedMatrix, compute: str = "int8") -> np.ndarray:
@@ -61,12 +69,13 @@ def _matmul_float(
     x: np.ndarray,
     weight: tuple[np.ndarray, np.ndarray, np.ndarray],
     form: tuple[int, int, int],
+    chunks: tuple[int, int],
     out: np.ndarray,
 ) -> None:
-    """Multiply float32 (tokens, columns) by the rows of a packed weight."""
+    """Multiply float32 (tokens, columns) by rows of a packed weight: chunks of `TILE_ROWS` from one up to another."""
     rows, columns = out.shape[1], x.shape[1]
-    for chunk in numba.prange((rows + TILE_ROWS - 1) // TILE_ROWS):
-        first = chunk * TILE_ROWS
+    for number in numba.prange(chunks[1] - chunks[0]):
+        first = (chunks[0] + number) * TILE_ROWS
         last = min(first + TILE_ROWS, rows)
         codes = np.empty(TILE_COLUMNS, np.uint8)
         tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
@@ -93,9 +102,10 @@ def _matmul_int8(
     activations: tuple[np.ndarray, np.ndarray, np.ndarray],
     weight: tuple[np.ndarray, np.ndarray, np.ndarray],
     form: tuple[int, int, int],
+    chunks: tuple[int, int],
     out: np.ndarray,
 ) -> None:
-    """Multiply quantized activations by the rows of a packed weight.
+    """Multiply quantized activations by rows of a packed weight: chunks of `TILE_ROWS` from one up to another.
 
     Groups of activations divide groups of the weight. Each adds ``x_scale * w_scale * (dot - zero_point * sum)``, in
     the order of the columns; the bracket is an integer, or a half of one for one bit.
@@ -106,7 +116,9 @@ def _matmul_int8(
     tokens, columns = x.shape
     n_groups = x_scale.shape[1]
     step = columns // n_groups
-    for row in numba.prange(out.shape[1]):
+    start_row, stop_row = chunks[0] * TILE_ROWS, min(chunks[1] * TILE_ROWS, out.shape[1])
+    for number in numba.prange(stop_row - start_row):
+        row = start_row + number
         codes = np.empty(columns, np.uint8)
         unpack_columns(packed, bits, row, 0, columns, codes)
         for token in range(tokens):
@@ -162,15 +174,38 @@ def _multiply(x: np.ndarray, matrix: PackedMatrix, compute: str, out: np.ndarray
         raise ValueError(f"compute must be int8 or float32, not {compute!r}")
     bundle = bundle_of(matrix) if compute == "int8" else None
     if bundle is not None:
-        bundle.multiply(x, [out])
+        multiply_together(bundle, x, [out])
         return
     parallel = x.size * matrix.rows >= _PARALLEL
-    if compute == "float32":
-        call(_matmul_float, x, matrix.views, matrix.form, out, parallel=parallel)
-    else:
+    kernel: Callable[..., None] = _matmul_float
+    activations: Any = x
+    if compute == "int8":
         codes, scale, sums = quantize_activations(x, activation_group(matrix.group_size))
-        activations = frozen(codes), frozen(scale), frozen(sums)
-        call(_matmul_int8, activations, matrix.views, matrix.form, out, parallel=parallel)
+        kernel, activations = _matmul_int8, (frozen(codes), frozen(scale), frozen(sums))
+    for part in row_pieces(x, matrix.rows):
+        call(kernel, activations, matrix.views, matrix.form, (part.start, part.stop), out, parallel=parallel)
+
+
+def multiply_together(bundle: Bundle, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
+    """Multiply activations by all weights of a bundle, so many tokens at a time that Ctrl-C is served in between.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    x : float32 (tokens, columns)
+        C-contiguous.
+    outs : sequence of float32 (tokens, rows)
+        C-contiguous; written.
+    """
+    cost = bundle.columns * sum(bundle.rows)
+    if x.shape[0] * cost <= _MOST:  # nearly always: no need for views
+        bundle.multiply(x, outs)
+        return
+    # Cut in blocks first, whose last one may be a few tokens: results do not depend on the threads.
+    for start in range(0, x.shape[0], _BLOCK):
+        for part in pieces(min(_BLOCK, x.shape[0] - start), cost, _MOST * threads()):
+            rows = slice(start + part.start, start + part.stop)
+            bundle.multiply(x[rows], [out[rows] for out in outs])
 
 
 def bundle_of(matrix: PackedMatrix) -> Bundle | None:
