@@ -233,7 +233,8 @@ def choose(logits: np.ndarray, rules: Rules, at: float, *, scratch: Scratch | No
     scratch = scratch or Scratch()
     weights = scratch.room("weights", logits.shape, np.float64)
     sums = scratch.room("sums", (2048,), np.float64)
-    rules = Rules(float(rules.temp), int(rules.top_k), float(rules.top_p), float(rules.min_p))
+    top_k = int(min(rules.top_k, logits.size))
+    rules = Rules(float(rules.temp), top_k, float(rules.top_p), float(rules.min_p))
     return int(_choose(logits, rules, float(at), weights, sums))
 
 

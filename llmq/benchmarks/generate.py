@@ -18,6 +18,7 @@ from llmq.errors import UsageError
 from llmq.formats import FORMATS
 from llmq.formats.schemes import QUANT_METHOD
 from llmq.runtime import load
+from llmq.runtime.cache import kv_bytes
 from llmq.system.progress import NullProgress
 from llmq_kernels.jit import threads
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from llmq.benchmarks.timing import Timing
     from llmq.runtime import Model
+    from llmq.runtime.cache import KVCache
     from llmq.system.progress import Progress
 
 __all__ = ["GenerateSettings", "Session", "bench_generate", "width_of"]
@@ -77,12 +79,13 @@ class Session:
 
     def __init__(self, model: str | Path, compute: Literal["int8", "float32"] = "int8") -> None:
         self.model: Model = load(model, compute=compute)
-        self._cache = self.model.new_cache()
+        # One for each context: a shorter one would cost what a longer one has read.
+        self._caches: dict[int, KVCache] = {}
 
     @property
     def cache_bytes(self) -> float:
         """Bytes of keys and values of one token."""
-        return self._cache.nbytes / self._cache.capacity
+        return kv_bytes(self.model.config, 1, self.model.kv_bits)
 
     def prefill(self, tokens: int) -> float:
         """Read a prompt into an empty cache; seconds until the first token is there."""
@@ -92,18 +95,20 @@ class Session:
 
     def decode(self, context: int, tokens: int = _TOKENS) -> float:
         """Make tokens, the last of which fills the cache to `context`; seconds for all of them."""
-        self.fill(context - tokens - 1)
-        self._cache.truncate(context - tokens - 1)
-        generation = self.model.generate([1], max_tokens=tokens + 1, stop_tokens=(), cache=self._cache)
+        cache = self.fill(context, context - tokens - 1)
+        cache.truncate(context - tokens - 1)
+        generation = self.model.generate([1], max_tokens=tokens + 1, stop_tokens=(), cache=cache)
         list(generation)
         return generation.seconds
 
-    def fill(self, length: int, done: Callable[[int], None] = lambda _: None) -> None:
-        """Read tokens until the cache holds at least `length`; tell `done` how many were read."""
-        while self._cache.length < length:
-            piece = min(_PIECE, length - self._cache.length)
-            self.model.last_logits(self._ids(piece), self._cache)
+    def fill(self, context: int, length: int, done: Callable[[int], None] = lambda _: None) -> KVCache:
+        """Read tokens until the cache of a context holds at least `length`; tell `done` how many were read."""
+        cache = self._caches.setdefault(context, self.model.new_cache())
+        while cache.length < length:
+            piece = min(_PIECE, length - cache.length)
+            self.model.last_logits(self._ids(piece), cache)
             done(piece)
+        return cache
 
     def _ids(self, count: int) -> list[int]:
         size = self.model.config.vocab_size
@@ -134,9 +139,9 @@ def bench_generate(model: str | Path, settings: GenerateSettings, progress: Prog
     if not prompts and not contexts:
         raise UsageError("nothing to measure: the model's context is too short", file=model)
     use_threads(max(settings.threads))
-    length = max(contexts, default=0) - _TOKENS - 1
-    progress.start("filling the cache", max(0, length), "tokens")
-    session.fill(length, progress.advance)
+    progress.start("filling the caches", sum(n - _TOKENS - 1 for n in contexts), "tokens")
+    for n in contexts:
+        session.fill(n, n - _TOKENS - 1, progress.advance)
     tasks = len(settings.threads) * (1 + len(prompts) + len(contexts))
     progress.start("timing", (settings.runs + 1) * tasks, "runs")
     weights, rows = StreamedWeights(model), []
@@ -192,7 +197,8 @@ def _row(name: str, tokens: int, timing: Timing, nbytes: float | None, limit: fl
         bytes_per_second=None if nbytes is None else nbytes / timing.seconds,
         limit_bytes_per_second=limit,
         tokens_per_second=count / timing.seconds,
-        joules_per_token=None if timing.joules is None else timing.joules / count,
+        # The token that begins a run of decoding takes no time that counts, but as much energy as any.
+        joules_per_token=None if timing.joules is None else timing.joules / (count + (nbytes is not None)),
     )
 
 

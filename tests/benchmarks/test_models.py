@@ -57,10 +57,19 @@ def test_starts_are_timed_cold_and_warm(pico):
 def test_a_session_fills_its_cache_to_the_context(pico):
     session = Session(pico[1])
     session.decode(40, 3)
-    assert session._cache.length == 40
+    assert session.fill(40, 0).length == 40
     session.decode(30, 3)
-    assert session._cache.length == 30
-    assert session.cache_bytes > 0
+    assert session.fill(30, 0).length == 30
+    assert session.cache_bytes == session.fill(30, 0).nbytes / session.fill(30, 0).capacity
+
+
+def test_a_session_reads_each_context_once(pico):
+    session = Session(pico[1])
+    session.decode(40, 3)
+    session.decode(30, 3)
+    read = []
+    session.fill(40, 36, read.append)
+    assert read == []
 
 
 def test_quantize(pico, tmp_path):
@@ -69,6 +78,11 @@ def test_quantize(pico, tmp_path):
     assert [row.name for row in table.rows] == ["rtn 4-bit g32", "mse 4-bit g32"]
     assert all(row.seconds > 0 and row.peak_anon_bytes > 0 for row in table.rows)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quantize_into_no_folder(pico, tmp_path):
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        bench_quantize(pico[0], QuantizeSettings(folder=str(tmp_path / "nowhere")))
 
 
 def test_memory(pico):

@@ -33,6 +33,12 @@ def test_frequencies_are_the_probabilities():
     assert counts[4] == 0
 
 
+def test_more_than_all_tokens_are_all():
+    logits = np.array([1.0, 0.0, 2.0], np.float32)
+    chosen = [sample(logits, Sampling(1.0, top_k), np.random.default_rng(7)) for top_k in (0, 3, 10**30)]
+    assert len(set(chosen)) == 1
+
+
 def test_greedy_takes_the_first_of_equals():
     logits = np.array([0.0, 3.0, 3.0, 1.0], np.float32)
     assert sample(logits, Sampling(), Sampling().generator()) == 1
