@@ -29,7 +29,7 @@ from llmq_kernels.jit import jit
 from llmq_kernels.memory import call_worker
 from llmq_kernels.simd import I64, Emitter, intrinsic, target
 
-__all__ = ["launch"]
+__all__ = ["launch", "muster"]
 
 STATE: Final = 0
 ADDRESS: Final = 64
@@ -167,7 +167,10 @@ class _Crew:
         self._asleep = self._memory[(self.box - self._memory.ctypes.data + ASLEEP) // 8 :][:1]
         self._bells: list[SimpleQueue[None]] = []
         _serve(self.box, 0, 1)  # compiles, as the next does
+        _open(self.box, 0, 0, 1, 1)
         _close(self.box, 1)
+        lead: Any = _lead
+        lead.compile((types.int64,) * 4)
         started = time.perf_counter()
         _serve(self.box, 0, _TRIAL)
         self._patience = max(100, int(_TRIAL * _AWAKE / max(time.perf_counter() - started, 1e-6)))
@@ -227,7 +230,7 @@ def launch(address: int, parameters: int, workers: int) -> None:
     workers : int
         1 runs it on this thread alone.
     """
-    crew = (_crew or _new_crew()) if workers > 1 else None
+    crew = (_crew or muster()) if workers > 1 else None
     if crew is None or not crew.run(address, parameters, workers):
         _alone(address, parameters)
 
@@ -237,8 +240,8 @@ def _alone(address: int, parameters: int) -> None:
     call_worker(address, parameters, 0)
 
 
-def _new_crew() -> _Crew:
-    """Make the crew of this process."""
+def muster() -> _Crew:
+    """Make the crew of this process, and compile what it runs; the first `launch` does it otherwise."""
     global _crew  # noqa: PLW0603
     with _making:
         _crew = _crew or _Crew()

@@ -166,6 +166,7 @@ def warm_up() -> float:
     """Quantize the sample model and run it, so that its kernels are compiled; return the seconds it took."""
     from llmq.pipeline import quantize
     from llmq.runtime import load
+    from llmq.runtime.sampling import Sampling
     from llmq.sample import write_sample
 
     began = time.perf_counter()
@@ -175,5 +176,7 @@ def warm_up() -> float:
         outputs = [quantize(source, Path(folder) / str(n), **run).output for n, run in enumerate(runs)]
         for path in (source, *outputs[:2]):
             for compute in ("int8", "float32"):
-                load(path, compute=compute).generate(range(32), max_tokens=4)
+                model = load(path, compute=compute)
+                for rules in (Sampling(), Sampling(temp=1.0)):
+                    list(model.generate(range(32), max_tokens=4, sampling=rules, stop_tokens=()))
     return time.perf_counter() - began

@@ -59,6 +59,7 @@ def command(
             stream = loaded.stream(text, max_tokens=max_tokens, **options)
             if max_memory is not None:
                 _check_memory(loaded, stream.generation.prompt_tokens + max_tokens, max_memory)
+            loaded.warm_up(stream.generation.prompt_tokens, stream.generation.sampling)
             written = _write(stream, ready, show=not as_json)
     if as_json:
         print_json({"text": written} | _figures(stream.generation, memory))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from llmq.errors import UnsupportedError
 from llmq.runtime.linear import Fan
 from llmq.runtime.rotary import RotaryTable
 from llmq_kernels.attention import attention
 from llmq_kernels.heads import HeadNorms, store_heads
+from llmq_kernels.jit import jit_enabled
 from llmq_kernels.norm import add_norm, rms_norm
 from llmq_kernels.swiglu import swiglu
 
@@ -73,6 +75,13 @@ class Block:
     mlp_norm: np.ndarray
     mlp: Mlp
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which kernels it runs."""
+        own, mlp = self.attention, self.mlp
+        linears = own.q, own.k, own.v, own.o, mlp.gate, mlp.up, mlp.down
+        return own.window is None, own.q_norm is None, *(linear.kind for linear in linears)
+
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
@@ -101,6 +110,11 @@ class Decoder:
         object.__setattr__(self, "_head_norms", norms)
         object.__setattr__(self, "_rotary", RotaryTable(self.config.rope, self.config.head_dim))
 
+    def abridged(self) -> Decoder:
+        """Return a decoder with the first block of each kind only: it runs the same kernels."""
+        kinds = {block.kind: block for block in reversed(self.blocks)}
+        return replace(self, blocks=tuple(kinds.values()))
+
     def hidden(self, tokens: np.ndarray, cache: KVCache, length: int) -> np.ndarray:
         """Run new tokens through all blocks and add them to the cache.
 
@@ -117,7 +131,16 @@ class Decoder:
         -------
         float32 (n, hidden_size)
             Before the last norm.
+
+        Raises
+        ------
+        UnsupportedError
+            `NUMBA_DISABLE_JIT` is set.
+        ResourceError
+            Not enough memory for the cache.
         """
+        if not jit_enabled():
+            raise UnsupportedError("models run in compiled kernels only", hint="unset NUMBA_DISABLE_JIT")
         count, eps = tokens.size, self.config.rms_norm_eps
         cache.reserve(cache.length + count)
         turn = self._rotary.rows(cache.length, count, length)

@@ -74,7 +74,7 @@ class Generation(Iterator[int]):
     ) -> None:
         self._model = model
         self._next = list(prompt)
-        self._sampling = sampling
+        self.sampling = sampling
         self._generator = sampling.generator()
         self._stop_tokens = stop_tokens
         self._cache = cache
@@ -126,7 +126,7 @@ class Generation(Iterator[int]):
             raise StopIteration
         started = time.perf_counter()
         logits = self._model.last_logits(self._next, self._cache, out=self._logits)
-        token = sample(logits, self._sampling, self._generator, self._cache.scratch)
+        token = sample(logits, self.sampling, self._generator, self._cache.scratch)
         taken = time.perf_counter() - started
         if self.tokens == 0:
             self.prompt_seconds = taken

@@ -39,6 +39,11 @@ class Linear(Protocol):
         ...
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which kernels it runs."""
+        ...
+
+    @property
     def bias(self) -> np.ndarray | None:
         """What is added to each token's product, float32 (out_features,)."""
         ...
@@ -73,6 +78,12 @@ class PackedLinear:
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)`."""
         return self.weight.shape
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which kernels it runs."""
+        matrix = self.weight.matrix
+        return self.compute, *matrix.form, matrix.zero_point is None
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Multiply float32 (tokens, in_features); the result is float32 (tokens, out_features)."""
@@ -110,6 +121,11 @@ class DenseLinear:
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)`."""
         return int(self.weight.shape[0]), int(self.weight.shape[1])
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which kernels it runs."""
+        return (self.weight.dtype,)
 
     @property
     def _bits(self) -> np.ndarray:

@@ -12,8 +12,10 @@ from llmq.errors import InputError, UsageError
 from llmq.runtime.cache import KVCache
 from llmq.runtime.conversation import Conversation
 from llmq.runtime.generation import Generation, TextStream
-from llmq.runtime.sampling import Sampling
+from llmq.runtime.sampling import Sampling, sample
 from llmq.runtime.text import encode, load_tokenizer
+from llmq_kernels.crew import muster
+from llmq_kernels.jit import threads
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -31,6 +33,9 @@ _log = logging.getLogger("llmq")
 
 _CHUNK: Final = 256
 """Tokens of a prompt that go through the decoder at once: enough to make use of every weight that is read."""
+
+_SEVERAL: Final = 5
+"""Tokens from which on kernels no longer have variants for each number."""
 
 
 class Model:
@@ -97,6 +102,30 @@ class Model:
         """Ids that end a text: of `generation_config.json`, of `config.json` and of the tokenizer."""
         end = self.tokenizer.eos_token_id
         return self._configured_stops | (frozenset() if end is None else {int(end)})
+
+    def warm_up(self, prompt: int, sampling: Sampling | None = None) -> None:
+        """Compile, or load from their cache, the kernels that reading `prompt` tokens and making others takes.
+
+        What is timed afterwards is the work itself. A few tokens go through the head and one block of each kind.
+
+        Parameters
+        ----------
+        prompt : int
+            Tokens, at least one.
+        sampling : Sampling, optional
+            Greedy if left out.
+        """
+        decoder = self.decoder.abridged()
+        cache = self.new_cache(2 * _CHUNK)
+        rules = sampling or Sampling()
+        # All numbers of tokens beyond a few run the same kernels; what is left of a prompt may be a few.
+        for count in {min(prompt, _SEVERAL), min((prompt - 1) % _CHUNK + 1, _SEVERAL)}:
+            x = decoder.hidden(np.zeros(count, np.int64), cache, _CHUNK)
+        sample(decoder.logits(x[-1:])[0], rules, rules.generator(), cache.scratch)
+        cache.extend([0] * _CHUNK)  # a context so long that attention divides it, of whatever the memory holds
+        decoder.hidden(np.zeros(1, np.int64), cache, _CHUNK)
+        if threads() > 1:
+            muster()  # work as small as this does not
 
     def new_cache(self, capacity: int = _CHUNK) -> KVCache:
         """Make an empty cache with room for `capacity` tokens; it grows as needed."""
@@ -214,10 +243,9 @@ class Model:
         UsageError
             An empty prompt, one longer than the model's context, or a value out of range.
         """
+        rules = Sampling(**sampling)  # before the tokenizer is loaded, which takes a second
         tokens = encode(self.tokenizer, prompt)
-        generation = self.generate(
-            tokens, max_tokens=max_tokens, sampling=Sampling(**sampling), stop_tokens=self.stop_tokens
-        )
+        generation = self.generate(tokens, max_tokens=max_tokens, sampling=rules, stop_tokens=self.stop_tokens)
         return TextStream(generation, self.tokenizer, tokens, stop)
 
     def chat(self, system: str | None = None) -> Conversation:

@@ -199,9 +199,30 @@ def test_doctor(call):
     assert found["threads"]["layer"] in ("omp", "tbb", "workqueue")
 
 
-def test_doctor_warms_the_kernels(call):
-    found = json.loads(call("doctor", "--warm", "--json")[1])
-    assert found["warm_seconds"] > 0
+WARM = """
+from llmq.cli.main import status
+from llmq_kernels import workers
+code = status(["-q", "doctor", "--warm", "--json"])
+print(*sorted({function.__name__ for function, *_ in workers._workers}))
+raise SystemExit(code)
+"""
+
+
+def test_doctor_warms_the_kernels(environment):
+    done = subprocess.run([sys.executable, "-c", WARM], env=environment, capture_output=True, text=True, check=True)
+    found, _, ready = done.stdout.strip().rpartition("\n")
+    assert json.loads(found)["warm_seconds"] > 0
+    # What runs models, and not only what quantizes them.
+    assert set(ready.split()) >= {"attend", "decode_rows", "dense_rows", "encode_rows", "prefill_rows"}
+
+
+def test_models_do_not_run_without_the_jit(spawn, environment, sample_model):
+    done = spawn("generate", sample_model, "-p", PROMPT, "-m", 1, env=environment | {"NUMBA_DISABLE_JIT": "1"})
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.splitlines()[-2:] == [
+        "error: models run in compiled kernels only",
+        "hint: unset NUMBA_DISABLE_JIT",
+    ]
 
 
 def test_doctor_finds_name_clashes(monkeypatch, tmp_path):
