@@ -12,7 +12,7 @@ from llmq.benchmarks.child import llmq
 from llmq.benchmarks.files import StreamedWeights
 from llmq.benchmarks.rows import Row, Table
 from llmq.benchmarks.timing import take_turns, use_threads
-from llmq.errors import UsageError
+from llmq.errors import InputError
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def bench_quantize(model: str | Path, settings: QuantizeSettings, progress: Prog
 
     Raises
     ------
-    UsageError
+    InputError
         There is no such folder.
     LlmqError
         What `llmq quantize` would raise.
@@ -85,7 +85,7 @@ def bench_quantize(model: str | Path, settings: QuantizeSettings, progress: Prog
     progress.start("quantizing", (1 + len(settings.methods)) * len(settings.threads) * (settings.runs + 1), "runs")
     rows = []
     if settings.folder is not None and not Path(settings.folder).is_dir():
-        raise UsageError("no such folder", file=settings.folder)
+        raise InputError("no such folder", file=settings.folder)
     with tempfile.TemporaryDirectory(prefix="llmq-", dir=settings.folder) as folder:
         for threads in settings.threads:
             use_threads(threads)

@@ -81,7 +81,7 @@ def test_quantize(pico, tmp_path):
 
 
 def test_quantize_into_no_folder(pico, tmp_path):
-    with pytest.raises(UsageError, match="nowhere: no such folder"):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
         bench_quantize(pico[0], QuantizeSettings(folder=str(tmp_path / "nowhere")))
 
 
