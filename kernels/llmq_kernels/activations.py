@@ -23,16 +23,17 @@ from llmq_kernels.places import (
     SPARE,
     STRIDE,
     TOKENS,
+    X_BYTES,
     X_CODES,
     X_SCALES,
     X_SUMS,
     ZERO_FORM,
     X,
 )
-from llmq_kernels.simd import F32, I8, I32, Emitter, intrinsic, target
+from llmq_kernels.simd import F32, I8, I16, I32, Emitter, intrinsic, target
 from llmq_kernels.workers import length
 
-__all__ = ["activation_group", "activations_reference", "encode_rows", "quantize_activations"]
+__all__ = ["activation_group", "activations_reference", "arrange", "encode_rows", "quantize_activations"]
 
 
 def activations_reference(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -144,36 +145,42 @@ def _emit_group(emitter: Emitter, x: Any, count: Any, codes: Any) -> tuple[Any, 
 
 
 @intrinsic
-def _arrange(typingctx: Any, line: Any, count: Any, codes: Any, planes: Any, run: Any) -> Any:
+def arrange(typingctx: Any, line: Any, count: Any, codes: Any, planes: Any, run: Any, size: Any) -> Any:
     """Put int8 codes at address `line` into the order of planes, at address `codes`.
 
     Of each `planes * run` codes, ``codes[f * run + j] = line[j * planes + f]``: the activations that meet byte `j` of
     plane `f` (see `llmq_kernels.planes`). `count` is a multiple of that; `planes` and `run` count by their lengths, the
-    run in units of 4 bytes.
+    run in units of 4 bytes, and so does `size`, the bytes of a result: of two, each four codes change places as those
+    of `split_words` do.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
-        n_planes, n_run = length(signature.args[3]), 4 * length(signature.args[4])
+        n_planes, n_run, n_size = length(signature.args[3]), 4 * length(signature.args[4]), length(signature.args[5])
         chunk = n_planes * n_run
 
         def body(i: Any, values: list[Any]) -> list[Any]:
             codes = emitter.load(emitter.add(args[0], i), ir.VectorType(I8, chunk))
             order = [j * n_planes + f for f in range(n_planes) for j in range(n_run)]
-            emitter.store(emitter.shuffle(codes, None, order), emitter.add(args[2], i))
+            if n_size == 2:
+                order = [order[i & ~3 | (i & 1) << 1 | (i & 2) >> 1] for i in range(chunk)]
+            result = emitter.shuffle(codes, None, order)
+            if n_size == 2:
+                result = builder.sext(result, ir.VectorType(I16, chunk))
+            emitter.store(result, emitter.add(args[2], emitter.mul(i, n_size)))
             return values
 
         emitter.loop(args[1], chunk, [], body)
         return context.get_dummy_value()
 
-    return types.void(line, count, codes, planes, run), emit
+    return types.void(line, count, codes, planes, run, size), emit
 
 
-def encode_rows(p: Any, number: int, planes: Any, run: Any) -> None:
+def encode_rows(p: Any, number: int, planes: Any, run: Any, size: Any) -> None:
     """Quantize tokens for the microkernels, as long as there are any: a worker (see `llmq_kernels.workers`).
 
-    Writes codes int8 (tokens, padded) in plane order, zero beyond the columns; scales float32 (tokens, stride); and, in
-    the same places, sums of the values that the codes of a group stand for.
+    Writes codes, int8 or int16 (tokens, padded), in plane order, zero beyond the columns; scales, float32 (tokens,
+    stride); and, in the same places, sums of the values that the codes of a group stand for.
 
     Parameters
     ----------
@@ -181,8 +188,8 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any) -> None:
         See `llmq_kernels.places`.
     number : int
         Of this worker.
-    planes, run : pointers
-        See `_arrange`.
+    planes, run, size : pointers
+        See `arrange`.
     """
     line = p[SCRATCH] + number * p[SCRATCH_BYTES] + p[SPARE]
     for column in range(p[COLUMNS], p[PADDED]):
@@ -197,7 +204,7 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any) -> None:
             scale, total = _encode_group(x + 4 * start, p[GROUP], line + start)
             scales[group] = scale
             sums[group] = total * factor
-        _arrange(line, p[PADDED], p[X_CODES] + token * p[PADDED], planes, run)
+        arrange(line, p[PADDED], p[X_CODES] + token * p[X_BYTES], planes, run, size)
         token = next_number(p[COUNTER])
 
 

@@ -40,6 +40,9 @@ _PARALLEL: Final = 3 << 17
 _ENCODE_PARALLEL: Final = 1 << 17
 """Activations from which waking the threads pays."""
 
+_SKEW: Final = 64
+"""Bytes between the codes of tokens that meet tiles, so that powers of two do not crowd a few sets of the caches."""
+
 _kept = threading.local()
 
 
@@ -147,7 +150,8 @@ class _Plan:
         at_a_time = 1 if few else tile_shape(target())[1]
         padded_tokens = -(-tokens // at_a_time) * at_a_time
         self.counter = np.zeros(1, np.int64)
-        self._codes = np.zeros((padded_tokens, bundle.padded), np.int8)
+        size = 1 if few else target().operand(bundle.bits)
+        self._codes = np.zeros((padded_tokens, size * bundle.padded + (0 if few else _SKEW)), np.int8)
         self._scales = np.zeros((2, padded_tokens, stride), np.uint8)
         self._ones = np.ones(stride // 4, np.float32)
         # For one bit, symmetric, the stored 1 means one half.
@@ -156,14 +160,14 @@ class _Plan:
         factor = 1.0 if few or not bundle.symmetric else offset - midpoint(bundle.bits)
         self._zero_form = np.array([0.5 if half else 1.0, offset, factor], np.float32)
         parts = _few_parts(bundle, tokens, stride) if few else _many_parts(bundle, padded_tokens, stride)
-        size = sum(parts.values())
-        self._scratch = np.zeros((workers, -(-size // 64) * 64), np.uint8)
+        self._scratch = np.zeros((workers, -(-sum(parts.values()) // 64) * 64), np.uint8)
         values = {
             places.COUNTER: self.counter.ctypes.data,
             places.COLUMNS: bundle.columns,
             places.GROUP: bundle.group,
             places.GROUPS: groups,
             places.PADDED: bundle.padded,
+            places.X_BYTES: self._codes.shape[1],
             places.X_CODES: self._codes.ctypes.data,
             places.X_SCALES: self._scales[0].ctypes.data,
             places.X_SUMS: self._scales[1].ctypes.data,
@@ -189,8 +193,8 @@ class _Plan:
         for name, value in values.items():
             if name >= 0:
                 self.parameters[name] = value
-        run = target().lanes if few else 1
-        self.encode = worker_address(encode_rows, planes_of(bundle.bits), run)
+        run = target().lanes if few or planes_of(bundle.bits) == 1 else 1
+        self.encode = worker_address(encode_rows, planes_of(bundle.bits), run, size)
         if few:
             self.multiply = worker_address(decode_rows, bundle.bits, share, tokens)
         else:
@@ -218,7 +222,7 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
         _BEGINNING: (2 * rows + 1) * stride,
         places.SPARE: max(5 * stride // 4, bundle.padded),
         places.COPIES: rows * bundle.reach,
-        places.TILE: rows * BLOCK,
+        places.TILE: rows * BLOCK * target().operand(bundle.bits),
         places.TOTALS: 4 * tokens * rows,
     }
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 import numba
 import numpy as np
 
+from llmq_kernels.convolution_product import convolve_images
 from llmq_kernels.doors import frozen, output_of
 from llmq_kernels.integer import zero_points_of
-from llmq_kernels.jit import call, jit
+from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
 
 if TYPE_CHECKING:
@@ -187,6 +188,9 @@ def integer_convolve(
     n, channels = x.shape[:2]
     points = zero_points_of(x_zero_point, n)
     out = output_of(out, (n, weight.rows, *geometry.output_size(*x.shape[2:])), np.int32)
+    if jit_enabled():
+        convolve_images(x, weight, geometry, (np.ones(n, np.float32), points, 8), (None, None), out)
+        return out
     factor, offset = weight.form()
     grouped = frozen(x.reshape(n, geometry.groups, channels // geometry.groups, *x.shape[2:]))
     form = (weight.bits, factor, frozen(offset))

@@ -8,7 +8,8 @@ import numba
 import numpy as np
 
 from llmq_kernels.doors import frozen, matrix_of, output_of
-from llmq_kernels.jit import call, jit
+from llmq_kernels.integer_product import multiply_tokens
+from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
 
 if TYPE_CHECKING:
@@ -101,8 +102,15 @@ def integer_matmul(
     x = matrix_of("x", x, np.int8, weight.columns)
     points = zero_points_of(x_zero_point, x.shape[0])
     out = output_of(out, (x.shape[0], weight.rows), np.int32)
+    if jit_enabled():
+        multiply_tokens(x, weight, (_scales(x.shape[0]), points, 8), (None, None), out)
+        return out
     factor, offset = weight.form()
     form = (weight.bits, factor, frozen(offset))
     parallel = x.size * weight.rows >= _PARALLEL
-    call(_integer_matmul, x, frozen(points), frozen(weight.packed), form, out, parallel=parallel)
+    call(_integer_matmul, x, frozen(points), weight.view, form, out, parallel=parallel)
     return out
+
+
+def _scales(tokens: int) -> np.ndarray:
+    return np.ones(tokens, np.float32)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmq_kernels.doors import frozen
 from llmq_kernels.layout import row_bytes
 from llmq_kernels.pack import pack, unpack
 
@@ -90,6 +91,11 @@ class IntegerWeight:
         [[-1, 1]]
         """
         return cls(pack(codes, bits), bits, codes.shape[1], zero_point)
+
+    @property
+    def view(self) -> np.ndarray:
+        """The packed codes as kernels read them."""
+        return frozen(self.packed)
 
     @property
     def rows(self) -> int:

@@ -23,10 +23,14 @@ __all__ = [
     "elements",
     "expand",
     "floats",
+    "longs",
     "matrix_at",
     "next_number",
     "octets",
     "prefetch",
+    "shorts",
+    "signed_octets",
+    "words",
 ]
 
 
@@ -114,6 +118,30 @@ def matrix_at(typingctx: Any, address: Any, rows: Any, columns: Any, like: Any) 
         return made._getvalue()  # noqa: SLF001
 
     return array(address, rows, columns, like), emit
+
+
+@intrinsic
+def signed_octets(typingctx: Any, address: Any) -> Any:
+    """Make a pointer to int8 of an int64 address."""
+    return types.CPointer(types.int8)(address), _emit_pointer
+
+
+@intrinsic
+def shorts(typingctx: Any, address: Any) -> Any:
+    """Make a pointer to int16 of an int64 address."""
+    return types.CPointer(types.int16)(address), _emit_pointer
+
+
+@intrinsic
+def longs(typingctx: Any, address: Any) -> Any:
+    """Make a pointer to int64 of an int64 address."""
+    return types.CPointer(types.int64)(address), _emit_pointer
+
+
+@intrinsic
+def words(typingctx: Any, address: Any) -> Any:
+    """Make a pointer to int32 of an int64 address."""
+    return types.CPointer(types.int32)(address), _emit_pointer
 
 
 def _emit_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:

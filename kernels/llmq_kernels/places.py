@@ -20,11 +20,11 @@ GROUP: Final = 4
 GROUPS: Final = 5
 """Such groups in a row."""
 PADDED: Final = 6
-"""Columns, rounded up to whole chunks: bytes of a token's codes."""
+"""Columns, rounded up to whole chunks."""
 X_CODES: Final = 7
 X_SCALES: Final = 8
 X_SUMS: Final = 9
-"""Addresses of int8 (tokens, padded) and float32 (tokens, stride), zero beyond the columns."""
+"""Addresses of int8 or int16 (tokens, padded) and float32 (tokens, stride), zero beyond the columns."""
 STRIDE: Final = 10
 """Bytes of the scales of a token, whole vectors."""
 
@@ -58,9 +58,12 @@ TILE: Final = 23
 TOTALS: Final = 24
 """Of `prefill`: float32 (tokens, rows of a tile)."""
 
-WEIGHTS: Final = 25
+X_BYTES: Final = 25
+"""Bytes of a token's codes."""
+
+WEIGHTS: Final = 26
 """How many weights there are. Of each, from `JOBS` on:"""
-JOBS: Final = 26
+JOBS: Final = 27
 
 PACKED: Final = 0
 SCALE: Final = 1

@@ -43,6 +43,7 @@ from llmq_kernels.places import (
     TOKENS,
     TOTALS,
     WEIGHTS,
+    X_BYTES,
     X_CODES,
     X_SCALES,
     X_SUMS,
@@ -51,12 +52,12 @@ from llmq_kernels.places import (
     ZERO_ROW,
     ZERO_STEP,
 )
-from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes
+from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes, split_words
 from llmq_kernels.scales import multiply_scales
-from llmq_kernels.simd import F32, I8, I32, Emitter, Target, intrinsic, new_accumulator, target
+from llmq_kernels.simd import F32, I32, Emitter, Target, intrinsic, target, tile_accumulator
 from llmq_kernels.workers import constants, length
 
-__all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape"]
+__all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape", "unpack_tile"]
 
 BLOCK: Final = 512
 """Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
@@ -84,7 +85,7 @@ def tile_rows(goal: Target) -> int:
 
 
 @intrinsic
-def _unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -> Any:
+def unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -> Any:
     """Unpack some chunks of all rows of a tile.
 
     Parameters
@@ -93,7 +94,8 @@ def _unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -
         Address of the first row's first chunk, bytes from one row to the next.
     chunks : int64
     tile : int64
-        Address of the result, uint8 (codes / 4, vectors of rows, 4 * lanes).
+        Address of the result, uint8 (codes / 4, vectors of rows, 4 * lanes), or int16 (codes / 2, vectors of rows, 2 *
+        lanes): see `split_words`.
     bits : pointer
         Its length is the width of a code.
     """
@@ -102,7 +104,8 @@ def _unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -
         emitter = Emitter(builder, target())
         n_bits, (vectors, _) = length(signature.args[3]), tile_shape(emitter.target)
         start, step = (builder.extract_value(args[0], i) for i in (0, 1))
-        lanes, width, planes = emitter.target.lanes, emitter.target.width, planes_of(n_bits)
+        lanes, width, wide = emitter.target.lanes, emitter.target.width, emitter.target.operand(n_bits) == 2
+        planes = 2 if wide else planes_of(n_bits)
         row_at = [emitter.add(start, emitter.mul(step, row)) for row in range(vectors * lanes)]
 
         def body(chunk: Any, values: list[Any]) -> list[Any]:
@@ -112,7 +115,8 @@ def _unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -
                 own = row_at[v * lanes : (v + 1) * lanes]
                 words = [load_words(emitter, n_bits, emitter.add(row, at)) for row in own]
                 for d, word in enumerate(_transpose(emitter, words)):
-                    for f, plane in enumerate(split_planes(emitter, n_bits, word)):
+                    parts = split_words(emitter, word) if wide else split_planes(emitter, n_bits, word)
+                    for f, plane in enumerate(parts):
                         emitter.store(plane, out, ((d * planes + f) * vectors + v) * width)
             return values
 
@@ -187,8 +191,8 @@ class _TileKernel:
     def __init__(self, emitter: Emitter, variant: tuple[int, int, bool], tile: Any, scales: list[Any]) -> None:
         self.emitter = emitter
         bits, group, self.symmetric = variant
-        self.steps = group // 4
-        self.dot = new_accumulator(emitter, bits)
+        self.steps = group * emitter.target.operand(bits) // 4
+        self.dot = tile_accumulator(emitter, bits)
         self.vectors, self.tokens = tile_shape(emitter.target)
         self.tile = tile
         self.scales = scales
@@ -258,15 +262,14 @@ class _TileKernel:
         return [self.dot.settle(value) for value in running]
 
     def _run(self, first: Any, codes: list[Any], steps: int, running: list[Any]) -> list[Any]:
-        emitter, width = self.emitter, self.emitter.target.width
-        bytes_ = ir.VectorType(I8, width)
+        emitter, width, kind = self.emitter, self.emitter.target.width, self.dot.operand
         tile = emitter.add(self.tile, emitter.mul(first, self.vectors * width))
         x_at = [emitter.add(base, emitter.mul(first, 4)) for base in codes]
         for step in range(steps):
-            weights = [emitter.load(tile, bytes_, (step * self.vectors + v) * width) for v in range(self.vectors)]
+            weights = [emitter.load(tile, kind, (step * self.vectors + v) * width) for v in range(self.vectors)]
             four = [emitter.splat(emitter.load(at, I32, 4 * step)) for at in x_at]
             running = [
-                self.dot.add(value, weights[v], emitter.builder.bitcast(four[t], bytes_))
+                self.dot.add(value, weights[v], emitter.builder.bitcast(four[t], kind))
                 for (t, v), value in zip(self.places, running, strict=True)
             ]
         return running
@@ -277,11 +280,11 @@ class _TileKernel:
 
 @intrinsic
 def _constants(typingctx: Any, bits: Any) -> Any:
-    """Return, as int64: rows of a tile, tokens at a time, codes and bytes of a chunk."""
+    """Return, as int64: rows of a tile, tokens at a time, codes and bytes of a chunk, bytes of an operand."""
     n_bits = length(bits)
-    width = target().width
-    values = (tile_rows(target()), tile_shape(target())[1], chunk_codes(n_bits, width), chunk_bytes(n_bits, width))
-    return constants(values, bits)
+    goal, width = target(), target().width
+    chunk = chunk_codes(n_bits, width), chunk_bytes(n_bits, width)
+    return constants((tile_rows(goal), tile_shape(goal)[1], *chunk, goal.operand(n_bits)), bits)
 
 
 @jit
@@ -311,7 +314,7 @@ def _load_scales(p: Any, job: int, rows: tuple[int, int, int], scratch: int) -> 
 def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, variant: tuple[Any, Any, Any]) -> None:
     """Multiply one tile of `rows`, (first, how many, those of a tile), by all tokens."""
     first, count, n_rows = rows
-    _, at_a_time, codes, chunk = _constants(variant[0])
+    _, at_a_time, codes, chunk, size = _constants(variant[0])
     start, step = p[job + PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
     if count < n_rows or first + n_rows > p[job + SAFE_ROWS]:
         for r in range(count):
@@ -327,8 +330,8 @@ def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, v
         chunks = min(BLOCK, p[PADDED] - column) // codes
         group = column // p[GROUP]
         groups = min(BLOCK // p[GROUP], p[GROUPS] - group)
-        _unpack_tile((start + column // codes * chunk, step), chunks, tile, variant[0])
-        x = p[X_CODES] + column, p[X_SCALES] + 4 * group, p[X_SUMS] + 4 * group, p[PADDED], p[STRIDE]
+        unpack_tile((start + column // codes * chunk, step), chunks, tile, variant[0])
+        x = p[X_CODES] + size * column, p[X_SCALES] + 4 * group, p[X_SUMS] + 4 * group, p[X_BYTES], p[STRIDE]
         own = scales + 4 * n_rows * group, zeros + 4 * n_rows * group
         _multiply_tile(tile, x, own, scratch + p[TOTALS], (groups, tokens), variant[0], variant[1], variant[2])
     for token in range(p[TOKENS]):

@@ -31,6 +31,7 @@ __all__ = [
     "new_accumulator",
     "target",
     "target_for",
+    "tile_accumulator",
 ]
 
 I8: Final = ir.IntType(8)
@@ -75,6 +76,10 @@ class Target:
     def offset(self, bits: int) -> int:
         """What is taken off codes of `bits` bits before they are multiplied: a signed operand holds no 255."""
         return 128 if bits == 8 and self.name in ("avx2", "neon") else 0
+
+    def operand(self, bits: int) -> int:
+        """Bytes of an operand in tiles (see `tile_accumulator`)."""
+        return 2 if bits == 8 and self.name == "avx2" else 1
 
 
 _ROWS: Final[tuple[tuple[str, int, tuple[str, ...]], ...]] = (
@@ -264,6 +269,11 @@ class Accumulator(abc.ABC):
         """LLVM type of running sums."""
         return ir.VectorType(I32, self.emitter.target.lanes)
 
+    @property
+    def operand(self) -> Any:
+        """LLVM type of codes and activations."""
+        return ir.VectorType(I8, self.emitter.target.width)
+
     @abc.abstractmethod
     def add(self, running: Any, codes: Any, x: Any) -> Any:
         """Add the products of `width` uint8 codes and as many int8 activations: neighbouring four to each lane.
@@ -351,6 +361,19 @@ class _Avx2(Accumulator):
         return self.emitter.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), running, ones)
 
 
+class _Avx2Words(Accumulator):
+    """`pmaddwd` alone, of operands that were widened to 16 bits when they were put into a tile: two products a lane."""
+
+    @property
+    def operand(self) -> Any:
+        """LLVM type of codes and activations."""
+        return ir.VectorType(I16, 16)
+
+    def add(self, running: Any, codes: Any, x: Any) -> Any:
+        emitter = self.emitter
+        return emitter.builder.add(running, emitter.call("llvm.x86.avx2.pmadd.wd", self.kind, codes, x))
+
+
 ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
     "avx512vnni": _Vnni,
     "avxvnni": _Vnni,
@@ -363,6 +386,15 @@ ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
 def new_accumulator(emitter: Emitter, bits: int) -> Accumulator:
     """Return the sums of products of the emitter's instruction set."""
     return ACCUMULATORS[emitter.target.name](emitter, bits)
+
+
+def tile_accumulator(emitter: Emitter, bits: int) -> Accumulator:
+    """Return the sums of products for operands that are unpacked once, and multiplied many times.
+
+    They may then be of two bytes, signed, with the target's `offset` taken off already: neighbouring two to each lane.
+    """
+    words = emitter.target.operand(bits) == 2
+    return _Avx2Words(emitter, bits) if words else new_accumulator(emitter, bits)
 
 
 def constant(kind: Any, value: float) -> Any:

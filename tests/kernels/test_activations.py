@@ -53,18 +53,20 @@ def test_mistakes():
         quantize_activations(x.astype(np.complex64), 4)
 
 
-def encoded(x, group, bits, factor):
+def encoded(x, group, bits, factor, size=1):
     """Run the worker by itself; what it writes, codes with some bytes around them."""
     tokens, columns = x.shape
     run = target().lanes
     chunk = planes_of(bits) * 4 * run
     padded, stride = -(-columns // chunk) * chunk, 4 * -(-columns // group // 16) * 16
     counter, form = np.zeros(1, np.int64), np.array([1, 0, factor], np.float32)
-    codes, scratch = np.full((tokens + 1, padded), 99, np.int8), np.full(2 * padded, 77, np.uint8)
+    # Rows of codes need not follow each other at once.
+    codes = np.full((tokens + 1, padded + 64), 99, np.int8 if size == 1 else np.int16)
+    scratch = np.full(2 * padded, 77, np.uint8)
     scales, sums = np.zeros((2, tokens, stride // 4), np.float32)
     p = np.zeros(places.JOBS, np.int64)
     p[places.TOKENS], p[places.COLUMNS], p[places.GROUP], p[places.PADDED] = tokens, columns, group, padded
-    p[places.STRIDE], p[places.SCRATCH_BYTES] = stride, padded
+    p[places.STRIDE], p[places.SCRATCH_BYTES], p[places.X_BYTES] = stride, padded, codes.strides[0]
     arrays = {
         places.COUNTER: counter,
         places.ZERO_FORM: form,
@@ -76,9 +78,10 @@ def encoded(x, group, bits, factor):
     }
     for place, array in arrays.items():
         p[place] = array.ctypes.data
-    launch(worker_address(encode_rows, planes_of(bits), run), p.ctypes.data, 2)
+    launch(worker_address(encode_rows, planes_of(bits), run, size), p.ctypes.data, 2)
     assert (codes[tokens] == 99).all()
-    return codes[:tokens], scales, sums
+    assert (codes[:, padded:] == 99).all()
+    return codes[:tokens, :padded], scales, sums
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -97,6 +100,15 @@ def test_microkernels_get_the_same_in_the_order_of_planes(special_weight, bits, 
             np.testing.assert_array_equal(sums[:, :groups], scale * total.astype(np.float32) * np.float32(-3))
         assert not scales[:, groups:].any()
         assert not sums[:, groups:].any()
+
+
+def test_microkernels_get_words_in_the_order_of_split_words(special_weight):
+    x = special_weight(3, 96, 32)
+    codes, scales, sums = encoded(x, 32, 8, 1.0, size=2)
+    narrow, *others = encoded(x, 32, 8, 1.0)
+    assert codes.dtype == np.int16
+    np.testing.assert_array_equal(codes.reshape(3, -1, 2, 2).transpose(0, 1, 3, 2).reshape(3, -1), narrow)
+    np.testing.assert_array_equal((scales, sums), others)
 
 
 def test_microkernels_get_nonfinite_activations_in_the_scale():

@@ -16,6 +16,7 @@ from llmq_kernels.simd import (
     new_accumulator,
     target,
     target_for,
+    tile_accumulator,
 )
 
 pytestmark = pytest.mark.emitted
@@ -113,6 +114,29 @@ def test_a_burst_is_a_power_of_two_that_cannot_overflow(bits):
     burst = new_accumulator(emitter, bits).burst
     assert burst & (burst - 1) == 0
     assert burst * 2 * 127 * (2**bits - 1 if bits < 8 else 128) <= 32767
+
+
+@pytest.mark.parametrize("goal", [goal for goal in runnable() if goal.operand(8) == 2], ids=name_of)
+def test_sums_of_two_products_of_words(goal):
+    def emit(emitter, args):
+        dot = tile_accumulator(emitter, 8)
+        pairs = [[emitter.load(a, dot.operand, i * goal.width) for a in args[:2]] for i in range(3)]
+        emitter.store(dot.sum_of(pairs, emitter.load(args[2], dot.kind)), args[2])
+
+    rng = np.random.default_rng(0)
+    shape, piece = (3, goal.lanes, 2), Piece(goal, 3, emit)
+    for codes in (rng.integers(-128, 128, shape), np.full(shape, -128), np.full(shape, 127)):
+        for x in (rng.integers(-128, 128, shape), np.full(shape, -128)):
+            found = rng.integers(-1000, 1000, goal.lanes).astype(np.int32)
+            expected = found + (codes * x).sum(axis=(0, 2))
+            piece(codes.astype(np.int16), x.astype(np.int16), found)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_operands_of_tiles_are_wide_where_pairs_would_not_fit():
+    sizes = {name: [goal.operand(bits) for bits in range(1, 9)] for name, goal in TARGETS.items()}
+    assert sizes.pop("avx2") == [1] * 7 + [2]
+    assert all(size == [1] * 8 for size in sizes.values())
 
 
 INSTRUCTIONS = {

@@ -87,9 +87,9 @@ def test_python_threads_launch_at_once():
 
 
 def test_variants_have_code_of_their_own():
-    addresses = {worker_address(encode_rows, planes, 1) for planes in (1, 2, 4)}
+    addresses = {worker_address(encode_rows, planes, 1, 1) for planes in (1, 2, 4)}
     assert len(addresses) == 3
-    assert worker_address(encode_rows, 2, 1) in addresses
+    assert worker_address(encode_rows, 2, 1, 1) in addresses
 
 
 def test_notices_name_the_workers(run_program, tmp_path):

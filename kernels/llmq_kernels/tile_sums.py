@@ -1,0 +1,155 @@
+"""The microkernel of integer layers: a tile meets rows, and 32-bit sums of their products grow in memory.
+
+A tile holds one row of a matrix in each 32-bit lane of its vectors: four operands of a byte at a time, or two of 16
+bits (see `tile_accumulator`). The other matrix comes row by row, four or two operands for all lanes at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite import ir
+from numba.core import types
+
+from llmq_kernels.planes import chunk_codes
+from llmq_kernels.prefill import tile_shape
+from llmq_kernels.simd import I32, Accumulator, Emitter, Target, intrinsic, target, tile_accumulator
+from llmq_kernels.workers import length
+
+__all__ = ["TILE_IS_CODES", "TILE_IS_INPUTS", "multiply_sums", "step_unit"]
+
+TILE_IS_CODES: Final = 1
+"""Of `multiply_sums`: the tile holds codes, and rows are inputs."""
+TILE_IS_INPUTS: Final = 2
+"""The tile holds inputs, and rows are codes."""
+
+_STEPS: Final = 2
+"""Steps that are emitted one after the other: of more, LLVM would move the loads up and spill them."""
+
+_ENDLESS: Final = 1 << 20
+"""Bursts from which sums are never settled."""
+
+_SHORT: Final = 2
+"""Bursts up to which sums stay in registers from one to the next."""
+
+
+@intrinsic
+def multiply_sums(typingctx: Any, tile: Any, rows: Any, sums: Any, counts: Any, bits: Any, side: Any) -> Any:
+    """Add the products of a tile and some rows to their sums, exactly.
+
+    Parameters
+    ----------
+    tile : int64
+        Address of the operands (steps, vectors, bytes of a vector).
+    rows : (int64, int64)
+        Address of the first row's operands, and bytes from one row to the next.
+    sums : int64
+        Address of int32 (rows, lanes of a tile).
+    counts : (int64, int64)
+        Steps, of four bytes of each row, whole multiples of `step_unit`; and rows.
+    bits, side : pointers
+        Their lengths are the width of a code, and `TILE_IS_CODES` or `TILE_IS_INPUTS`.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, target())
+        (start, step), (steps, count) = ([builder.extract_value(args[i], j) for j in (0, 1)] for i in (1, 3))
+        side_by_side = tile_shape(emitter.target)[1]
+        whole = builder.mul(builder.sdiv(count, emitter.number(side_by_side)), emitter.number(side_by_side))
+        for first, last, at_a_time in ((emitter.number(0), whole, side_by_side), (whole, count, 1)):
+            kernel = _Kernel(emitter, (length(signature.args[4]), length(signature.args[5])), at_a_time)
+
+            def body(i: Any, values: list[Any], first: Any = first, kernel: Any = kernel) -> list[Any]:
+                kernel.emit(args[0], (start, step), args[2], (emitter.add(first, i), steps))
+                return values
+
+            emitter.loop(builder.sub(last, first), at_a_time, [], body)
+        return context.get_dummy_value()
+
+    return types.void(tile, rows, sums, counts, bits, side), emit
+
+
+def step_unit(goal: Target, bits: int) -> int:
+    """Columns of which `multiply_sums` takes whole multiples.
+
+    Examples
+    --------
+    >>> [step_unit(Target("avx2", 32, half=True), bits) for bits in range(1, 9)]
+    [256, 128, 32, 32, 16, 8, 8, 4]
+    """
+    dot = tile_accumulator(Emitter(None, goal), bits)
+    return max(_STEPS, _burst(dot, goal, bits)) * 4 // goal.operand(bits)
+
+
+def _burst(dot: Accumulator, goal: Target, bits: int) -> int:
+    """Steps between two times that sums are settled: chunks are whole bursts; 0 if there need be none."""
+    whole = chunk_codes(bits, goal.width) * goal.operand(bits) // 4
+    return 0 if dot.burst >= _ENDLESS else min(dot.burst, whole)
+
+
+class _Kernel:
+    """Emits the products of a tile with a few rows."""
+
+    def __init__(self, emitter: Emitter, variant: tuple[int, int], rows: int) -> None:
+        self.emitter = emitter
+        bits, side = variant
+        self.swapped = side == TILE_IS_INPUTS
+        self.dot = tile_accumulator(emitter, bits)
+        self.vectors, self.rows = tile_shape(emitter.target)[0], rows
+        self.burst = _burst(self.dot, emitter.target, bits)
+
+    def emit(self, tile: Any, rows: tuple[Any, Any], sums: Any, counts: tuple[Any, Any]) -> None:
+        """Emit the loop over steps for the rows from number ``counts[0]`` on."""
+        emitter, width = self.emitter, self.emitter.target.width
+        number = [emitter.add(counts[0], r) for r in range(self.rows)]
+        row_at = [emitter.add(rows[0], emitter.mul(n, rows[1])) for n in number]
+        sums_at = [emitter.add(sums, emitter.mul(n, self.vectors * width)) for n in number]
+        lanes = ir.VectorType(I32, emitter.target.lanes)
+        places = [(at, v * width) for at in sums_at for v in range(self.vectors)]
+        if self.burst > _SHORT:
+
+            def add_burst(start: Any, values: list[Any]) -> list[Any]:
+                for value, (at, offset) in zip(self._burst(tile, row_at, start), places, strict=True):
+                    emitter.store(emitter.builder.add(emitter.load(at, lanes, offset), value), at, offset)
+                return values
+
+            emitter.loop(counts[1], self.burst, [], add_burst)
+            return
+
+        def run(start: Any, totals: list[Any]) -> list[Any]:
+            if not self.burst:
+                return self._run(tile, row_at, start, _STEPS, totals)
+            for step in range(0, _STEPS, self.burst):
+                found = self._run(tile, row_at, emitter.add(start, step), self.burst, [self.dot.zero()] * len(totals))
+                settled = map(self.dot.settle, found)
+                totals = [emitter.builder.add(total, value) for total, value in zip(totals, settled, strict=True)]
+            return totals
+
+        totals = emitter.loop(counts[1], _STEPS, [ir.Constant(lanes, None)] * len(places), run)
+        for value, (at, offset) in zip(totals, places, strict=True):
+            emitter.store(emitter.builder.add(emitter.load(at, lanes, offset), value), at, offset)
+
+    def _burst(self, tile: Any, row_at: list[Any], start: Any) -> list[Any]:
+        """Sums of a whole burst, int32."""
+        emitter = self.emitter
+
+        def run(step: Any, running: list[Any]) -> list[Any]:
+            return self._run(tile, row_at, emitter.add(start, step), _STEPS, running)
+
+        running = [self.dot.zero()] * (self.rows * self.vectors)
+        return [self.dot.settle(value) for value in emitter.loop(emitter.opaque(self.burst), _STEPS, running, run)]
+
+    def _run(self, tile: Any, row_at: list[Any], first: Any, steps: int, running: list[Any]) -> list[Any]:
+        emitter, width, kind = self.emitter, self.emitter.target.width, self.dot.operand
+        tile = emitter.add(tile, emitter.mul(first, self.vectors * width))
+        at = [emitter.add(base, emitter.mul(first, 4)) for base in row_at]
+        for step in range(steps):
+            lanes = [emitter.load(tile, kind, (step * self.vectors + v) * width) for v in range(self.vectors)]
+            results = []
+            for r in range(self.rows):
+                row = emitter.builder.bitcast(emitter.splat(emitter.load(at[r], I32, 4 * step)), kind)
+                for v in range(self.vectors):
+                    codes, x = (row, lanes[v]) if self.swapped else (lanes[v], row)
+                    results.append(self.dot.add(running[r * self.vectors + v], codes, x))
+            running = results
+        return running
