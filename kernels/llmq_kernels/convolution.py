@@ -200,8 +200,8 @@ def integer_convolve(
     return out
 
 
-def images_of(x: np.ndarray, weight: IntegerWeight, geometry: Convolution) -> np.ndarray:
-    """`x` as C-contiguous int8 images that fit a weight and a geometry.
+def images_of(x: np.ndarray, weight: IntegerWeight, geometry: Convolution, dtype: type = np.int8) -> np.ndarray:
+    """`x` as C-contiguous images of `dtype` that fit a weight and a geometry.
 
     Raises
     ------
@@ -209,8 +209,8 @@ def images_of(x: np.ndarray, weight: IntegerWeight, geometry: Convolution) -> np
         They do not.
     """
     x = np.asarray(x)
-    if x.dtype != np.int8:
-        raise TypeError(f"x must be int8, not {x.dtype}")
+    if not np.can_cast(x.dtype, dtype, casting="same_kind"):
+        raise TypeError(f"x must be {np.dtype(dtype)}, not {x.dtype}")
     if x.ndim != 4:
         raise ValueError(f"x must have shape (n, channels, height, width), not {x.shape}")
     groups, area = geometry.groups, geometry.kernel[0] * geometry.kernel[1]
@@ -219,4 +219,4 @@ def images_of(x: np.ndarray, weight: IntegerWeight, geometry: Convolution) -> np
             f"{x.shape[1]} channels in {groups} groups and a kernel of {geometry.kernel} do not fit a weight of shape "
             f"({weight.rows}, {weight.columns})"
         )
-    return np.ascontiguousarray(x)
+    return np.require(x, dtype, ["C_CONTIGUOUS", "ALIGNED"])

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["frozen", "matrix_of", "output_of", "pieces"]
+__all__ = ["frozen", "matrix_of", "output_of", "pieces", "vector_of"]
 
 _LEAST: Final = 8
 """Items of a piece: of fewer the work on each is slower, and of a few tokens sums have another order."""
@@ -84,3 +84,19 @@ def pieces(count: int, cost: int, most: int) -> list[slice]:
     """
     number = max(1, min(-(-count * cost // most), count // _LEAST))
     return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
+
+
+def vector_of(name: str, values: Any, count: int, dtype: type) -> np.ndarray:
+    """Values, one or one for each of `count`, as a read-only vector of `dtype`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Neither, or of another kind.
+    """
+    found = np.asarray(values)
+    if not np.can_cast(found.dtype, dtype, casting="same_kind"):
+        raise TypeError(f"{name} must be {np.dtype(dtype)}, not {found.dtype}")
+    if found.shape not in ((), (1,), (count,)):
+        raise ValueError(f"{name} must be one number or have shape ({count},), not {found.shape}")
+    return frozen(np.ascontiguousarray(np.broadcast_to(found, (count,)), dtype))

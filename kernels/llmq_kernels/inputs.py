@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from llmq_kernels.doors import frozen
+from llmq_kernels.doors import frozen, vector_of
 from llmq_kernels.jit import jit
 
 __all__ = [
+    "checked_parameters",
     "input_parameters",
     "input_parameters_reference",
     "quantize_inputs",
@@ -58,19 +59,6 @@ def input_parameters_reference(
 
 
 @jit
-def _ranges(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """Find the range of each row of float32 (rows, n), zero included; infinite where a value is not finite."""
-    for row in range(x.shape[0]):
-        least, most, odd = np.float32(0.0), np.float32(0.0), False
-        for value in x[row]:
-            odd |= value != value
-            least = min(least, value)
-            most = max(most, value)
-        low[row] = least
-        high[row] = np.float32(np.inf) if odd else most
-
-
-@jit
 def _quantize_inputs(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bits: int, codes: np.ndarray) -> None:
     """Round float32 (rows, n) to int8 (rows, n) by the scale and zero point of each row."""
     low, high = np.float32(-(1 << (bits - 1))), np.float32((1 << (bits - 1)) - 1)
@@ -115,11 +103,10 @@ def input_parameters(
     """
     _check_bits(bits)
     x = _floats_of(x)
-    flat = x.reshape((x.shape[0], -1) if per_row and x.size else (1, -1))
     rows = x.shape[0] if per_row else 1
-    low, high = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
-    if x.size:
-        _ranges(frozen(flat), low, high)
+    flat = x.reshape(rows, -1 if x.size else 0)
+    # NaN beats everything.
+    low, high = flat.min(axis=1, initial=0), flat.max(axis=1, initial=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError("inputs must be finite for their range to be found, not NaN or infinite")
     scale, zero_point = input_parameters_reference(np.stack((low, high), axis=1), bits, symmetric=symmetric)
@@ -151,24 +138,34 @@ def quantize_inputs(
     TypeError, ValueError
         Arrays that do not fit each other, or numbers out of range.
     """
-    _check_bits(bits)
     x = _floats_of(x)
-    scale, zero_point = np.asarray(scale, np.float32), np.asarray(zero_point)
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError("scale must be positive and finite")
-    half = 1 << (bits - 1)
-    if zero_point.size and not -half <= int(zero_point.min()) <= int(zero_point.max()) < half:
-        raise ValueError(f"zero_point must be {-half} to {half - 1}, found {zero_point.min()} to {zero_point.max()}")
-    rows = x.shape[0] if scale.ndim or zero_point.ndim else 1
+    rows = x.shape[0] if np.ndim(scale) or np.ndim(zero_point) else 1
+    scales, points = checked_parameters(scale, zero_point, bits, rows)
     flat = x.reshape(rows, -1) if x.size else x.reshape(0, 0)
     if out is None:
         out = np.empty(x.shape, np.int8)
     elif out.shape != x.shape or out.dtype != np.int8 or not out.flags.c_contiguous:
         raise ValueError(f"out must be a C-contiguous int8 array of shape {x.shape}, not {out.shape}")
-    scales = np.ascontiguousarray(np.broadcast_to(scale, (rows,)))
-    points = np.ascontiguousarray(np.broadcast_to(zero_point, (rows,)), np.int32)
     _quantize_inputs(frozen(flat), frozen(scales), frozen(points), bits, out.reshape(flat.shape))
     return out
+
+
+def checked_parameters(scale: Any, zero_point: Any, bits: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales, float32 (rows,), and zero points, int32 (rows,), of inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Neither one nor one for each row, or out of range.
+    """
+    _check_bits(bits)
+    scales, points = vector_of("scale", scale, rows, np.float32), vector_of("zero_point", zero_point, rows, np.int32)
+    if not (np.isfinite(scales) & (scales > 0)).all():
+        raise ValueError("scale must be positive and finite")
+    half = 1 << (bits - 1)
+    if rows and not -half <= int(points.min()) <= int(points.max()) < half:
+        raise ValueError(f"zero_point must be {-half} to {half - 1}, found {points.min()} to {points.max()}")
+    return scales, points
 
 
 def _check_bits(bits: int) -> None:

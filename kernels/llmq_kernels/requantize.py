@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmq_kernels.doors import frozen, output_of
+from llmq_kernels.doors import frozen, output_of, vector_of
 from llmq_kernels.jit import jit
 
 __all__ = [
@@ -166,11 +166,11 @@ def dequantize_outputs(
     """
     sums, flat = _sums_of(sums)
     n, channels = sums.shape[:2]
-    scales = _vector("x_scale", x_scale, n, np.float32), _vector("w_scale", w_scale, channels, np.float32)
+    scales = vector_of("x_scale", x_scale, n, np.float32), vector_of("w_scale", w_scale, channels, np.float32)
     exact = bias is not None and np.asarray(bias).dtype == np.int32
-    before = _vector("bias", bias if exact else 0, channels, np.int32)
+    before = vector_of("bias", bias if exact else 0, channels, np.int32)
     # Minus zero changes no sum, not even minus zero.
-    after = _vector("bias", -0.0 if exact or bias is None else bias, channels, np.float32)
+    after = vector_of("bias", -0.0 if exact or bias is None else bias, channels, np.float32)
     out = output_of(out, sums.shape)
     _dequantize(frozen(flat), scales, (before, after), out.reshape(flat.shape))
     return out
@@ -212,9 +212,9 @@ def requantize(
     sums, flat = _sums_of(sums)
     channels = sums.shape[1]
     factors = (
-        _vector("multiplier", multiplier, channels, np.int32),
-        _vector("shift", shift, channels, np.int32),
-        _vector("bias", 0 if bias is None else bias, channels, np.int32),
+        vector_of("multiplier", multiplier, channels, np.int32),
+        vector_of("shift", shift, channels, np.int32),
+        vector_of("bias", 0 if bias is None else bias, channels, np.int32),
     )
     if channels and (factors[0].min() < 0 or not 1 <= factors[1].min() <= factors[1].max() <= 62):
         raise ValueError("multiplier must not be negative, and shift 1 to 62")
@@ -236,13 +236,3 @@ def _sums_of(sums: Any) -> tuple[np.ndarray, np.ndarray]:
     sums = np.require(sums, np.int32, ["C_CONTIGUOUS", "ALIGNED"])
     size = int(np.prod(sums.shape[2:]))
     return sums, sums.reshape(*sums.shape[:2], size)
-
-
-def _vector(name: str, values: Any, count: int, dtype: type) -> np.ndarray:
-    """Values, one or one for each of `count`, as a read-only vector."""
-    found = np.asarray(values)
-    if not np.can_cast(found.dtype, dtype, casting="same_kind"):
-        raise TypeError(f"{name} must be {np.dtype(dtype)}, not {found.dtype}")
-    if found.shape not in ((), (1,), (count,)):
-        raise ValueError(f"{name} must be one number or have shape ({count},), not {found.shape}")
-    return frozen(np.ascontiguousarray(np.broadcast_to(found, (count,)), dtype))

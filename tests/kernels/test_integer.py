@@ -2,18 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integer_cases import drawn
 
 from llmq_kernels.integer import integer_matmul, integer_matmul_reference
 from llmq_kernels.integer_weight import IntegerWeight
 from llmq_kernels.pack import pack
 
 BITS = range(1, 9)
-
-
-def drawn(rng, rows, columns, bits, symmetric):
-    codes = rng.integers(0, 2**bits, (rows, columns), np.uint8)
-    points = None if symmetric else rng.integers(0, 2**bits, rows, np.uint8)
-    return IntegerWeight.of(codes, bits, points)
 
 
 @settings(max_examples=150)
