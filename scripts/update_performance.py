@@ -17,6 +17,7 @@ from llmq.benchmarks.child import llmq
 from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import format_size
 from pages import put, table
+from peer_integer import compare_layers
 from peer_models import COUNTERPARTS, Models, quantized
 
 if TYPE_CHECKING:
@@ -152,6 +153,11 @@ def pivot(results: Sequence[Result], show: Callable[[Result], str]) -> str:
     return table(("what", "threads", *names), [(*key, *(row.get(n, "-") for n in names)) for key, row in lines.items()])
 
 
+def integer_section(_models: Models) -> str:
+    """Integer layers beside ONNX Runtime and torch."""
+    return pivot(compare_layers(), lambda r: f"{1000 * r.seconds:.2f} ms")
+
+
 SECTIONS: Final[dict[str, Callable[[Models], str]]] = {
     "machine": machine_section,
     "decode": decode_section,
@@ -164,6 +170,7 @@ SECTIONS: Final[dict[str, Callable[[Models], str]]] = {
     "peers-matmul": peers_matmul_section,
     "peers-generate": peers_generate_section,
     "peers-quantize": peers_quantize_section,
+    "integer": integer_section,
 }
 """What makes the content of each section of the page."""
 

@@ -389,12 +389,8 @@ def new_accumulator(emitter: Emitter, bits: int) -> Accumulator:
 
 
 def tile_accumulator(emitter: Emitter, bits: int) -> Accumulator:
-    """Return the sums of products for operands that are unpacked once, and multiplied many times.
-
-    They may then be of two bytes, signed, with the target's `offset` taken off already: neighbouring two to each lane.
-    """
-    words = emitter.target.operand(bits) == 2
-    return _Avx2Words(emitter, bits) if words else new_accumulator(emitter, bits)
+    """Return the sums of products of operands that are unpacked once; those of two bytes have lost the `offset`."""
+    return _Avx2Words(emitter, bits) if emitter.target.operand(bits) == 2 else new_accumulator(emitter, bits)
 
 
 def constant(kind: Any, value: float) -> Any:

@@ -114,17 +114,24 @@ class ActivationGrid:
         ValueError
             Values that are not finite, of which no range is found at run time.
         """
-        scale, zero_point = self._parameters(x)
+        scale, zero_point = self.parameters(x)
         codes = quantize_inputs(x, scale, zero_point, bits=self.spec.bits)
         return Quantized(codes, scale, zero_point, self.spec.bits)
 
     def encode_reference(self, x: np.ndarray) -> Quantized:
         """Specify `encode`, of ranges that are found alike, in plain NumPy."""
-        scale, zero_point = self._parameters(x)
+        scale, zero_point = self.parameters(x)
         codes = quantize_inputs_reference(x, scale, zero_point, self.spec.bits)
         return Quantized(codes, scale, zero_point, self.spec.bits)
 
-    def _parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero point for floats (n, ...): known beforehand, or found in them.
+
+        Raises
+        ------
+        ValueError
+            Values that are not finite, of which no range is found at run time.
+        """
         if self.scale is not None and self.zero_point is not None:
             return self.scale, self.zero_point
         by_token = self.spec.strategy == "token"

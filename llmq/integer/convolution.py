@@ -12,6 +12,7 @@ from llmq.integer.activations import Quantized
 from llmq.integer.product import ProductLayer, quantized_parts
 from llmq.spec import QuantScheme
 from llmq_kernels.convolution import Convolution, integer_convolve, integer_convolve_reference
+from llmq_kernels.integer_layers import convolution_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from llmq.integer.product import Grids
     from llmq.integer.weights import LayerWeight
+    from llmq_kernels.integer_layers import InputGrid, RowScales
 
 __all__ = ["Conv1d", "Conv2d", "Geometry", "convolution_of", "convolve_floats", "flat_geometry"]
 
@@ -92,6 +94,9 @@ class Conv2d(ProductLayer):
         if reference:
             return integer_convolve_reference(x.codes, weight, self.geometry, x.zero_point)
         return integer_convolve(x.codes, weight, self.geometry, x_zero_point=x.zero_point)
+
+    def _layer(self, x: np.ndarray, grid: InputGrid, scales: RowScales) -> np.ndarray:
+        return convolution_layer(x, self.weight.parts[0], self.geometry, grid, scales)
 
     def _multiply_floats(self, x: np.ndarray) -> np.ndarray:
         return convolve_floats(x, self.weight.values, self.geometry)

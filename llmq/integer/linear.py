@@ -11,9 +11,12 @@ from llmq.integer.activations import Quantized
 from llmq.integer.product import ProductLayer, quantized_parts
 from llmq.spec import QuantScheme
 from llmq_kernels.integer import integer_matmul, integer_matmul_reference
+from llmq_kernels.integer_layers import linear_layer
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from llmq_kernels.integer_layers import InputGrid, RowScales
 
 __all__ = ["Linear"]
 
@@ -76,6 +79,9 @@ class Linear(ProductLayer):
         if reference:
             return integer_matmul_reference(codes, weight, x.zero_point)
         return integer_matmul(np.ascontiguousarray(codes), weight, x_zero_point=x.zero_point)
+
+    def _layer(self, x: np.ndarray, grid: InputGrid, scales: RowScales) -> np.ndarray:
+        return linear_layer(x, self.weight.parts[0], grid, scales)
 
     def _multiply_floats(self, x: np.ndarray) -> np.ndarray:
         return np.asarray(x @ self.weight.values.T)

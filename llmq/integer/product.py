@@ -10,6 +10,8 @@ import numpy as np
 
 from llmq.integer.activations import ActivationGrid, Quantized
 from llmq.integer.weights import LayerWeight, quantize_weight
+from llmq_kernels.inputs import quantize_inputs
+from llmq_kernels.integer_layers import InputGrid, RowScales
 from llmq_kernels.requantize import (
     dequantize_outputs,
     dequantize_outputs_reference,
@@ -109,6 +111,10 @@ class ProductLayer(ABC):
         """Sums of products (n, rows, ...) of one part of the weight: int32, or int64 by the reference."""
 
     @abstractmethod
+    def _layer(self, x: np.ndarray, grid: InputGrid, scales: RowScales) -> np.ndarray:
+        """Run a layer of one part on float32 in one go, (n, rows, ...)."""
+
+    @abstractmethod
     def _multiply_floats(self, x: np.ndarray) -> np.ndarray:
         """Product of float32 inputs and the values of the weight, (n, rows, ...)."""
 
@@ -121,6 +127,8 @@ class ProductLayer(ABC):
             return product if self.bias is None else product + _along(self.bias, product.ndim)
         if isinstance(x, Quantized):
             grid.expects(x)
+        elif not reference and self.grids.output is None and len(self.weight.parts) == 1:
+            return self._run_at_once(_floats(x), grid)
         else:
             encode = grid.encode_reference if reference else grid.encode
             x = encode(_floats(x))
@@ -138,6 +146,24 @@ class ProductLayer(ABC):
         if isinstance(result, Quantized) or not rest.any():
             return result
         return np.asarray(result + rest.reshape(rest.shape + (1,) * (sums.ndim - 2)))
+
+    def _run_at_once(self, x: np.ndarray, grid: ActivationGrid) -> np.ndarray:
+        scale, zero_point = grid.parameters(x)
+        inputs, row_scale = InputGrid(scale, zero_point, grid.spec.bits), self.weight.scale[:, 0]
+        if self.bias is None:
+            return self._layer(x, inputs, RowScales(row_scale))
+        codes, rest = self._bias_codes(scale)
+        if len(codes) == 1:
+            result = self._layer(x, inputs, RowScales(row_scale, codes[0]))
+        else:
+            # Every token has a scale of its own, and so codes of the bias.
+            found = Quantized(quantize_inputs(x, scale, zero_point, bits=grid.spec.bits), scale, zero_point)
+            sums = self._sums(found, 0, reference=False)
+            sums += codes.reshape(codes.shape + (1,) * (sums.ndim - 2))
+            result = dequantize_outputs(sums, scale, row_scale)
+        if rest.any():
+            result += rest.reshape(rest.shape + (1,) * (result.ndim - 2))
+        return result
 
     def _finished(
         self, sums: np.ndarray, x_scale: np.ndarray, bias: np.ndarray | None, *, reference: bool
