@@ -33,6 +33,7 @@ _FLOAT32: Final = SCALE_KINDS["float32"]
 
 _SMALLEST_NORMAL: Final = 2.0**-126
 _SMALLEST_HALF: Final = 2.0**-24
+_SMALLEST_NORMAL_HALF: Final = 2.0**-14
 _LARGEST_HALF: Final = 65504.0
 _LARGEST_BFLOAT: Final = float(np.uint32(0x7F7F0000).view(np.float32))
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
@@ -156,10 +157,13 @@ def round_single(value: np.float32, kind: int, steps: np.float32 = _ONE) -> np.f
     size = abs(value)
     size = size if size > smallest else smallest
     size = size if size < largest else largest
+    # Finite, and in 32 bits, so that loops become vector code.
+    bits = bits_of(size)
     if kind == _FLOAT16:
-        size = half_to_float(float_to_half(size))
+        normal = np.uint32(bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1)))
+        small = np.float32(np.float32(size + np.float32(0.5)) - np.float32(0.5))
+        size = small if size < np.float32(_SMALLEST_NORMAL_HALF) else float_of(normal & np.uint32(0xFFFFE000))
     elif kind == _BFLOAT16:
-        bits = bits_of(size)  # finite, and in 32 bits, so that loops become vector code
         bits = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
         size = float_of(bits & np.uint32(0xFFFF0000))
     return -size if value < np.float32(0.0) else size
