@@ -75,7 +75,7 @@ def _models(original: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     yield "bfloat16", original
     for bits in BITS:
         output = folder / f"sample-{bits}bit"
-        llmq("quantize", original, "-o", output, "--bits", bits)
+        llmq("quantize", original, "-o", output, "--bits", bits, "--overwrite")
         yield f"{bits} bits", output
 
 
@@ -107,9 +107,7 @@ def content(rows: list[Row]) -> str:
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option(
-    "--folder", type=click.Path(path_type=Path), default="demo", help="Where models go; finished ones are kept."
-)
+@click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where models go.")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Use the first N tokens of the text only.")
 @click.option("--page", type=click.Path(path_type=Path, exists=True), default=PAGE, help="The page to write.")
 def main(folder: Path, max_tokens: int | None, page: Path) -> None:

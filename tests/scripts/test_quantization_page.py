@@ -45,7 +45,7 @@ def test_links_lead_to_headings_and_files():
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
     }
-    prose = re.sub(r"^```python\n.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```python\n.*?^```|`[^`\n]+`", "code", PAGE, flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)]+)\)", prose):
         path, _, anchor = target.partition("#")
         if path:
