@@ -18,6 +18,7 @@ from lesson_layers import channels_lesson, dynamic_lesson, integer_lesson
 from lesson_numbers import bits_lesson, complement_lesson, floats_lesson, precision_lesson
 from lesson_ranges import symmetric_lesson, ten_lesson
 from lesson_sample import Sample
+from lesson_workflow import workflow_lesson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,15 +36,16 @@ LESSONS: Final[dict[str, Callable[[Sample], Lesson]]] = {
     "channels": channels_lesson,
     "dynamic": dynamic_lesson,
     "integer": integer_lesson,
+    "workflow": workflow_lesson,
     "widths": widths_lesson,
     "sizes": sizes_lesson,
 }
 """Sections in their order, by name."""
 
-NEED_SAMPLE: Final = frozenset({"channels", "dynamic", "widths"})
+NEED_SAMPLE: Final = frozenset({"channels", "dynamic", "widths", "workflow"})
 """Those that look at the sample model, which takes some seconds."""
 
-MEASURED: Final = frozenset({"dynamic"})
+MEASURED: Final = frozenset({"dynamic", "workflow"})
 """Those whose last digits may depend on the machine, for they run the model in float32."""
 
 

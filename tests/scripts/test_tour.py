@@ -1,3 +1,4 @@
+import json
 import re
 from fractions import Fraction
 
@@ -7,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from llmq import QuantSpec
+from llmq.integer import Linear
 from llmq.observers import quantize_array, scale_and_zero_point
 
 
@@ -36,7 +38,7 @@ def test_sections_by_name_and_number(tour, tmp_path):
         return [line for line in done.output.splitlines() if line.endswith("]") and line[0].isdigit()]
 
     assert headings("sizes", "1") == [
-        "12. How big 70 billion parameters are  [sizes]",
+        "13. How big 70 billion parameters are  [sizes]",
         "1. What bits can represent  [bits]",
     ]
     assert list(tmp_path.iterdir()) == []  # they need no model
@@ -140,6 +142,18 @@ def test_the_integer_layer_is_right(lessons):
         assert steps == pytest.approx(int(code) - zero_point, abs=0.5)
         assert float(back) == pytest.approx(scale * (int(code) - zero_point), abs=2e-4)
         assert abs(float(back) - float(exact)) < 0.01 + scale / 2
+
+
+def test_the_integer_layer_is_that_of_the_library(lessons):
+    x = np.array([[0.9, -0.3, 1.5, 0.6]], np.float32)
+    weight = np.array([[0.5, -1.0, 0.25, 0.75], [1.27, 0.1, -0.6, 0.3], [-0.2, 0.4, 0.1, -0.05]], np.float32)
+    layer = Linear.quantize(weight, np.array([0.1, -0.25, 0.05]), input_range=(-0.3, 1.5))
+    assert layer.grids.input is not None
+    codes = layer.grids.input.encode(x)
+    assert codes.centred().tolist() == [[128, -42, 212, 85]]
+    rows = lessons["integer"].tables["integer"].rows
+    assert layer.weight.parts[0].integers().tolist() == [json.loads(row[0]) for row in rows]
+    assert [f"{y:.4f}" for y in layer(x)[0]] == [row[3] for row in rows]
 
 
 def test_fixed_point_factors(script):
