@@ -13,10 +13,18 @@ from lesson_ranges import asymmetric_grid, by_hand, sqnr, symmetric_grid
 if TYPE_CHECKING:
     from lesson_sample import Sample
 
-__all__ = ["channels_lesson", "dynamic_lesson", "error", "integer_lesson", "static_and_dynamic"]
+__all__ = ["SMALL_LAYER", "channels_lesson", "dynamic_lesson", "error", "integer_lesson", "static_and_dynamic"]
 
 LAYER: Final = 5
 """The block whose activations are looked at: the last, which has the largest ones."""
+
+
+SMALL_LAYER: Final = (
+    np.array([0.9, -0.35, 1.5, 0.6]),
+    np.array([[0.52, -1.0, 0.25, 0.75], [1.27, 0.1, -0.6, 0.3], [-0.22, 0.4, 0.1, -0.05]]),
+    np.array([0.1, -0.25, 0.05]),
+)
+"""Inputs, weights and biases of a layer to work by hand; nothing in it lies halfway between two codes."""
 
 
 def error(weights: list[np.ndarray], bits: int, group_size: int, method: str = "rtn") -> tuple[float, float]:
@@ -101,9 +109,7 @@ def dynamic_lesson(sample: Sample) -> Lesson:
 
 def integer_lesson(_sample: Sample) -> Lesson:
     """A linear layer in integers, with its bias, and back to 8 bits."""
-    x = np.array([0.9, -0.3, 1.5, 0.6])
-    weight = np.array([[0.5, -1.0, 0.25, 0.75], [1.27, 0.1, -0.6, 0.3], [-0.2, 0.4, 0.1, -0.05]])
-    bias = np.array([0.1, -0.25, 0.05])
+    x, weight, bias = SMALL_LAYER
     s_x, z_x = asymmetric_grid(x, 8)
     q_x = by_hand(x, s_x, z_x, 8)[0] - z_x
     exact = weight @ x + bias

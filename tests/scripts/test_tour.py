@@ -144,16 +144,14 @@ def test_the_integer_layer_is_right(lessons):
         assert abs(float(back) - float(exact)) < 0.01 + scale / 2
 
 
-def test_the_integer_layer_is_that_of_the_library(lessons):
-    x = np.array([[0.9, -0.3, 1.5, 0.6]], np.float32)
-    weight = np.array([[0.5, -1.0, 0.25, 0.75], [1.27, 0.1, -0.6, 0.3], [-0.2, 0.4, 0.1, -0.05]], np.float32)
-    layer = Linear.quantize(weight, np.array([0.1, -0.25, 0.05]), input_range=(-0.3, 1.5))
-    assert layer.grids.input is not None
-    codes = layer.grids.input.encode(x)
-    assert codes.centred().tolist() == [[128, -42, 212, 85]]
+def test_the_integer_layer_is_that_of_the_library(script, lessons):
+    x, weight, bias = (array.astype(np.float32) for array in script("lesson_layers").SMALL_LAYER)
+    layer = Linear.quantize(weight, bias, input_range=(x.min(), x.max()))
+    codes = layer.grids.input.encode(x[None])
+    assert f"q_x - z_x = {codes.centred()[0].tolist()}" in " ".join(lessons["integer"].says.split())
     rows = lessons["integer"].tables["integer"].rows
     assert layer.weight.parts[0].integers().tolist() == [json.loads(row[0]) for row in rows]
-    assert [f"{y:.4f}" for y in layer(x)[0]] == [row[3] for row in rows]
+    assert [f"{y:.4f}" for y in layer(x[None])[0]] == [row[3] for row in rows]
 
 
 def test_fixed_point_factors(script):
