@@ -10,19 +10,26 @@ __all__ = ["MinMax"]
 
 
 class MinMax(Observer):
-    """Keeps the least and the largest value."""
+    """Keeps the least and the largest value.
+
+    Examples
+    --------
+    >>> from llmq.spec import QuantSpec
+    >>> observer = MinMax(QuantSpec(bits=8, symmetric=False))
+    >>> observer.observe(np.array([0.5, -1.0]))
+    >>> observer.observe(np.array([3.0]))
+    >>> [end.item() for end in observer.range()]
+    [-1.0, 3.0]
+    """
 
     _extremes: tuple[np.ndarray, np.ndarray] | None = None
 
     def _observe(self, rows: np.ndarray) -> None:
         low, high = rows.min(axis=1), rows.max(axis=1)
         if self._extremes is not None:
-            if self._extremes[0].shape != low.shape:
-                raise ValueError(f"{low.size} channels, but {self._extremes[0].size} before")
             low, high = np.minimum(low, self._extremes[0]), np.maximum(high, self._extremes[1])
         self._extremes = low, high
 
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._extremes is None:
-            raise ValueError("nothing was observed")
+        assert self._extremes is not None
         return self._extremes

@@ -21,6 +21,7 @@ class Observer(ABC):
     Parameters
     ----------
     spec : QuantSpec
+        The grid to choose for: its `bits`, `symmetric` and `range` count.
     channel_axis : int or None
         Axis along which every index has a range of its own; None has one range for everything.
     """
@@ -28,6 +29,7 @@ class Observer(ABC):
     def __init__(self, spec: QuantSpec, *, channel_axis: int | None = None) -> None:
         self.spec = spec
         self.channel_axis = channel_axis
+        self._channels: int | None = None
 
     def observe(self, x: np.ndarray) -> None:
         """Take in more data.
@@ -40,14 +42,17 @@ class Observer(ABC):
         Raises
         ------
         ValueError
-            NaN or infinity, or another number of channels than before.
+            NaN or infinity (in float32), or another number of channels than before.
         """
-        x = np.asarray(x)
-        rows = self._rows(x.astype(np.float32, copy=False))
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, which is refused
+            rows = self._rows(np.asarray(x).astype(np.float32, copy=False))
         if rows.size == 0:
             return
         if not np.isfinite(rows).all():
             raise ValueError("cannot observe NaN or infinity")
+        if self._channels not in (None, len(rows)):
+            raise ValueError(f"{len(rows)} channels, but {self._channels} before")
+        self._channels = len(rows)
         self._observe(rows)
 
     def _rows(self, x: np.ndarray) -> np.ndarray:
@@ -55,7 +60,7 @@ class Observer(ABC):
         if self.channel_axis is None:
             return np.ascontiguousarray(x).reshape(1, -1)
         moved = np.ascontiguousarray(np.moveaxis(x, self.channel_axis, 0))
-        return moved.reshape(moved.shape[0], -1)
+        return moved.reshape(moved.shape[0], -1) if moved.size else moved
 
     @abstractmethod
     def _observe(self, rows: np.ndarray) -> None:
@@ -63,7 +68,7 @@ class Observer(ABC):
 
     @abstractmethod
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
-        """Choose `[a, b]`, float32 (channels,) each; ValueError if nothing was observed."""
+        """Choose `[a, b]`, float32 (channels,) each, from data of which there is some."""
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
         """Choose the range.
@@ -78,6 +83,8 @@ class Observer(ABC):
         ValueError
             Nothing was observed.
         """
+        if self._channels is None:
+            raise ValueError("nothing was observed")
         low, high = self._range()
         if self.spec.symmetric:
             high = np.maximum(np.abs(low), np.abs(high))

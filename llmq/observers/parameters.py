@@ -56,12 +56,16 @@ def scale_and_zero_point(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> tu
     if (a > b).any():
         raise ValueError("the lower end of a range is above its upper end")
     if spec.symmetric:
-        scale = np.maximum(np.abs(a), np.abs(b)) / _half_steps(spec)
-        return np.asarray(np.maximum(scale.astype(np.float32), _LEAST)), None
+        return _in_float32(np.maximum(np.abs(a), np.abs(b)) / _half_steps(spec)), None
     a, b = np.minimum(a, 0.0), np.maximum(b, 0.0)
-    scale = np.maximum(((b - a) / (2**spec.bits - 1)).astype(np.float32), _LEAST)
+    scale = _in_float32((b - a) / (2**spec.bits - 1))
     zero_point = np.clip(np.rint(-a / scale), 0, 2**spec.bits - 1)
-    return np.asarray(scale), np.asarray(zero_point.astype(np.uint8))
+    return scale, np.asarray(zero_point.astype(np.uint8))
+
+
+def _in_float32(scale: np.ndarray) -> np.ndarray:
+    """Round scales, those of ranges of zeros to the least normal float32, those beyond all of them to the largest."""
+    return np.asarray(np.maximum(np.minimum(scale, np.finfo(np.float32).max).astype(np.float32), _LEAST))
 
 
 def _half_steps(spec: QuantSpec) -> float:

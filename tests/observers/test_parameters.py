@@ -59,3 +59,10 @@ def test_a_range_of_zeros_gives_zeros() -> None:
 def test_ranges_that_are_none_are_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="range"):
         scale_and_zero_point(low, high, QuantSpec())
+
+
+def test_ranges_as_wide_as_float32_have_finite_scales() -> None:
+    most = np.finfo(np.float32).max
+    for spec in SPECS:
+        scale, _ = scale_and_zero_point(-most, most, spec)
+        assert np.isfinite(scale)
