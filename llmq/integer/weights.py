@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmq.observers import OBSERVERS, quantize_array
+from llmq.observers import quantize_array, range_for, scale_and_zero_point
 from llmq_kernels.integer_weight import IntegerWeight
 
 if TYPE_CHECKING:
@@ -106,12 +106,9 @@ def quantize_weight(weight: np.ndarray, spec: QuantSpec, least_scale: np.ndarray
 
 def _parameters(rows: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray | None]:
     """Scale and zero point of each of float32 (rows, n)."""
-    if spec.observer not in OBSERVERS:
-        raise ValueError(f"unknown observer {spec.observer!r}: choose one of {', '.join(OBSERVERS)}")
     whole = spec.strategy == "tensor"
-    observer = OBSERVERS[spec.observer](spec, channel_axis=None if whole else 0)
-    observer.observe(rows)
-    scale, zero_point = observer.parameters()
+    ranges = range_for(rows, spec if whole else replace(spec, strategy="channel"))
+    scale, zero_point = scale_and_zero_point(*ranges, spec)
     if not whole:
         return scale, zero_point
     points = None if zero_point is None else np.full(len(rows), zero_point, np.uint8)

@@ -10,7 +10,7 @@ from llmq.observers import MSE, StreamingHistogram
 from llmq.spec import QuantSpec
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(x=samples, seed=st.integers(0, 1000), bins=st.sampled_from([2, 3, 64, 2048]))
 def test_pieces_give_the_histogram_of_all_the_data(x: np.ndarray, seed: int, bins: int) -> None:
     histogram = StreamingHistogram(1, bins)

@@ -14,7 +14,7 @@ ASYMMETRIC = QuantSpec(bits=8, symmetric=False)
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(x=samples, seed=st.integers(0, 1000), symmetric=st.booleans(), bits=st.integers(1, 8))
 def test_ranges_lie_within_the_extremes(name: str, x: np.ndarray, seed: int, symmetric: bool, bits: int) -> None:
     observer = OBSERVERS[name](QuantSpec(bits=bits, symmetric=symmetric))
@@ -37,7 +37,7 @@ def test_ranges_lie_within_the_extremes(name: str, x: np.ndarray, seed: int, sym
 
 
 @pytest.mark.parametrize("name", [name for name in OBSERVERS if name != "moving_average"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(x=samples, seeds=st.tuples(st.integers(0, 1000), st.integers(0, 1000)))
 def test_neither_pieces_nor_their_order_count(name: str, x: np.ndarray, seeds: tuple[int, int]) -> None:
     found = []

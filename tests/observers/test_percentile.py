@@ -22,7 +22,7 @@ def observed(x: np.ndarray, seed: int, spec: QuantSpec, percentile: float, bins:
     return observer
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(x=samples, seed=st.integers(0, 1000), percentile=PERCENTILES, bins=st.sampled_from([16, 2048]))
 def test_ends_lie_less_than_a_bin_beyond_the_exact_ones(x: np.ndarray, seed: int, percentile: float, bins: int) -> None:
     observer = observed(x, seed, ASYMMETRIC, percentile, bins)
@@ -32,12 +32,13 @@ def test_ends_lie_less_than_a_bin_beyond_the_exact_ones(x: np.ndarray, seed: int
     ordered = np.sort(x).astype(np.float64)
     clipped = int(x.size * (100 - Fraction(str(percentile))) / 200)
     exact = ordered[clipped], ordered[x.size - 1 - clipped]
-    assert exact[0] - width < low <= exact[0]
+    # Fractions: next to a bin, far smaller values are lost in rounding.
+    assert 0 <= Fraction(exact[0]) - Fraction(low) < Fraction(width)
     assert exact[1] <= high <= exact[1] + width
     assert ordered[0] <= low <= high <= ordered[-1]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(x=samples, seed=st.integers(0, 1000), percentile=PERCENTILES, bins=st.sampled_from([16, 2048]))
 def test_symmetric_ranges_cut_magnitudes(x: np.ndarray, seed: int, percentile: float, bins: int) -> None:
     observer = observed(x, seed, SYMMETRIC, percentile, bins)

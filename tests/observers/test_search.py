@@ -45,7 +45,7 @@ def exact_rms(x: np.ndarray, low: np.ndarray, high: np.ndarray, spec: QuantSpec)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(x=samples, seed=st.integers(0, 1000))
 def test_mse_is_less_than_a_bin_above_the_best(spec: QuantSpec, x: np.ndarray, seed: int) -> None:
     observer = observed(MSE, x, seed, spec)
@@ -70,7 +70,7 @@ def test_mse_is_close_to_the_best_of_a_fine_search(bits: int, factor: int) -> No
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(x=samples, seed=st.integers(0, 1000))
 def test_entropy_is_that_of_the_histogram_of_all_the_data(spec: QuantSpec, x: np.ndarray, seed: int) -> None:
     observer = observed(Entropy, x, seed, spec)
