@@ -10,6 +10,7 @@ from llmq.integer.activations import ActivationGrid, Quantized
 from llmq.integer.calibrate import calibrate
 from llmq.integer.convolution import Conv1d, Conv2d
 from llmq.integer.embedding import Embedding
+from llmq.integer.files import load, save
 from llmq.integer.floats import FloatConv1d, FloatConv2d, FloatLinear
 from llmq.integer.linear import Linear
 from llmq.integer.residual import Add
@@ -38,4 +39,6 @@ __all__ = [
     "Residual",
     "Sequential",
     "calibrate",
+    "load",
+    "save",
 ]

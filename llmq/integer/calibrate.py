@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmq.integer.embedding import Embedding
 from llmq.integer.floats import FloatLayer
 from llmq.integer.residual import Add
 from llmq.integer.sequential import Residual, Sequential
@@ -25,16 +26,19 @@ __all__ = ["calibrate"]
 Range = tuple[float, float]
 
 
-def calibrate(layers: Sequence[Any], batches: Iterable[np.ndarray], scheme: QuantScheme | None = None) -> Sequential:
+def calibrate(
+    layers: Sequence[Any] | Sequential, batches: Iterable[np.ndarray], scheme: QuantScheme | None = None
+) -> Sequential:
     """Quantize a network, with ranges of activations from data that it was neither trained nor is tested on.
 
     Parameters
     ----------
     layers : sequence
-        `FloatLinear`, `FloatConv1d`, `FloatConv2d`, `Residual` blocks of such, and layers without weights (`ReLU`,
-        pooling, `Flatten`).
+        `FloatLinear`, `FloatConv1d`, `FloatConv2d`, `Residual` blocks and `Sequential`s of such, layers without weights
+        (`ReLU`, pooling, `Flatten`), and an `Embedding` that is quantized already.
     batches : iterable of float32 (n, ...)
-        Read once; any number of them, for observers take bounded memory.
+        Integers where the first layer is an `Embedding`. Read once; there may be any number of them, for observers
+        take bounded memory.
     scheme : QuantScheme, optional
         Of layers that have none of their own; `QuantScheme()` if none. With an output, integers flow from layer to
         layer, and the last layer with a weight gives floats; without, each layer rounds its own input.
@@ -57,9 +61,10 @@ def calibrate(layers: Sequence[Any], batches: Iterable[np.ndarray], scheme: Quan
     [[0.0, 100.0]]
     """
     default = scheme or QuantScheme()
-    watched = [_watch(layer, default) for layer in layers]
+    watched = [_watch(layer, default) for layer in _flat(layers)]
+    looks_up = bool(watched) and isinstance(watched[0].layer, Embedding)
     for batch in batches:
-        x = np.asarray(batch, np.float32)
+        x = np.asarray(batch) if looks_up else np.asarray(batch, np.float32)
         for layer in watched:
             x = layer.run(x)
     return Sequential(tuple(_quantize(watched, None, None)))
@@ -93,6 +98,14 @@ class _Watched:
         return np.asarray(results[0] + (results[1] if len(results) > 1 else x), np.float32)
 
 
+def _flat(layers: Sequence[Any] | Sequential) -> list[Any]:
+    """Put the layers of nested Sequentials one after the other."""
+    flat: list[Any] = []
+    for layer in layers.layers if isinstance(layers, Sequential) else layers:
+        flat += _flat(layer) if isinstance(layer, Sequential) else [layer]
+    return flat
+
+
 def _watch(layer: Any, default: QuantScheme) -> _Watched:
     if isinstance(layer, FloatLayer):
         scheme = layer.scheme or default
@@ -101,7 +114,7 @@ def _watch(layer: Any, default: QuantScheme) -> _Watched:
     spec = default.output or default.input or default.weight
     if isinstance(layer, Residual):
         bodies = [layer.body] if layer.shortcut is None else [layer.body, layer.shortcut]
-        branches = tuple(([_watch(inner, default) for inner in body.layers], _observer(spec)) for body in bodies)
+        branches = tuple(([_watch(inner, default) for inner in _flat(body)], _observer(spec)) for body in bodies)
         return _Watched(layer, default, _observer(spec), branches)
     # Means are smaller than what they are of: a range that is found behind them would clip it.
     narrows = isinstance(layer, AvgPool2d | AdaptiveAvgPool2d) and default.output is not None

@@ -43,9 +43,19 @@ class Conv2d(ProductLayer):
     weight, bias, grids
         See `ProductLayer`; the weight has shape (filters, channels / groups, kernel height, kernel width).
     geometry : Convolution
+
+    Raises
+    ------
+    ValueError
+        As for `ProductLayer`, or a geometry of other filters.
     """
 
     geometry: Convolution
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight.shape[2:] != self.geometry.kernel or self.weight.rows % self.geometry.groups:
+            raise ValueError(f"filters of shape {self.weight.shape} do not fit {self.geometry}")
 
     @classmethod
     def quantize(

@@ -30,6 +30,10 @@ class Embedding:
 
     weight: LayerWeight
 
+    def __post_init__(self) -> None:
+        if len(self.weight.shape) != 2:
+            raise ValueError(f"weight must have shape (num_embeddings, embedding_dim), not {self.weight.shape}")
+
     @classmethod
     def quantize(cls, weight: np.ndarray, spec: QuantSpec) -> Self:
         """Quantize a table, float (num_embeddings, embedding_dim); ValueError if it is none, or not finite."""

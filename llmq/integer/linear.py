@@ -25,6 +25,11 @@ __all__ = ["Linear"]
 class Linear(ProductLayer):
     """``y = x @ w.T + bias`` of integers, (..., in_features) to (..., out_features); made by `Linear.quantize`."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.weight.shape) != 2:
+            raise ValueError(f"weight must have shape (out_features, in_features), not {self.weight.shape}")
+
     @classmethod
     def quantize(
         cls,

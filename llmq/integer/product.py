@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -65,11 +66,32 @@ class ProductLayer(ABC):
     weight : LayerWeight
     bias : float32 (rows,) or None
     grids : Grids
+
+    Raises
+    ------
+    ValueError
+        A bias that does not fit the weight or is not finite, rows too long for 32-bit sums, or integer results that
+        cannot be.
     """
 
     weight: LayerWeight
     bias: np.ndarray | None
     grids: Grids
+
+    def __post_init__(self) -> None:
+        bias, weight, given = self.bias, self.weight, self.grids.input
+        if bias is not None and (
+            bias.shape != (weight.rows,) or bias.dtype != np.float32 or not np.isfinite(bias).all()
+        ):
+            raise ValueError(f"bias must be finite float32 of shape ({weight.rows},), not {bias.shape}")
+        if self.grids.output is not None:
+            if given is None or given.scale is None or len(weight.parts) > 1:
+                raise ValueError("integer results need a static input, and one scale for each row of the weight")
+            _ = self._fixed
+        bits = weight.spec.bits
+        largest = 1 << (bits - 1) if weight.spec.symmetric else (1 << bits) - 1
+        if given is not None and bias is not None and weight.columns * 255 * largest >= _BIAS_LIMIT:
+            raise ValueError(f"32-bit sums do not hold {weight.columns} products of {bits} bits and a bias")
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer.
@@ -137,7 +159,7 @@ class ProductLayer(ABC):
         sums = self._sums(x, 0, reference=reference)
         if self.bias is None:
             return self._finished(sums, x.scale, None, reference=reference)
-        codes, rest = self._bias_codes(x.scale)
+        codes, rest = self._bias_codes(x.scale) if grid.scale is None else self._static_bias
         own = codes[0] if len(codes) == 1 else None
         if own is None:
             # Every token has a scale of its own, and so codes of the bias.
@@ -174,19 +196,28 @@ class ProductLayer(ABC):
         return np.asarray(scale(sums, x_scale, self.weight.scale[:, 0], bias))
 
     def _requantized(self, sums: np.ndarray, bias: np.ndarray | None, *, reference: bool) -> Quantized:
-        grids = self.grids
-        assert grids.input is not None
-        assert grids.output is not None
-        s_x, s_y, zero_point = grids.input.scale, grids.output.scale, grids.output.zero_point
-        assert s_x is not None
-        assert s_y is not None
-        assert zero_point is not None
-        factor = np.float64(s_x) * self.weight.scale[:, 0].astype(np.float64) / np.float64(s_y)
-        multiplier, shift = fixed_point(factor)
-        half = 1 << (grids.output.spec.bits - 1)
+        output = self.grids.output
+        assert output is not None
+        assert output.scale is not None
+        assert output.zero_point is not None
+        half = 1 << (output.spec.bits - 1)
         scale = requantize_reference if reference else requantize
-        codes = scale(sums, multiplier, shift, bias=bias, zero_point=int(zero_point), limits=(-half, half - 1))
-        return Quantized(codes, s_y, zero_point, grids.output.spec.bits)
+        codes = scale(sums, *self._fixed, bias=bias, zero_point=int(output.zero_point), limits=(-half, half - 1))
+        return Quantized(codes, output.scale, output.zero_point, output.spec.bits)
+
+    @cached_property
+    def _fixed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Multiplier and shift of each row of integer results."""
+        return fixed_point(self._factors())
+
+    def _factors(self) -> np.ndarray:
+        """Steps of the output grid that a sum of one takes, float64 (rows,)."""
+        given, output = self.grids.input, self.grids.output
+        assert given is not None
+        assert given.scale is not None
+        assert output is not None
+        assert output.scale is not None
+        return np.float64(given.scale) * self.weight.scale[:, 0].astype(np.float64) / np.float64(output.scale)
 
     def _add_groups(self, x: Quantized, *, reference: bool) -> np.ndarray:
         scale = dequantize_outputs_reference if reference else dequantize_outputs
@@ -196,6 +227,13 @@ class ProductLayer(ABC):
             total = value if total is None else total + value
         assert total is not None
         return np.asarray(total if self.bias is None else total + _along(self.bias, total.ndim))
+
+    @cached_property
+    def _static_bias(self) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of the bias where the scale of inputs is known beforehand."""
+        assert self.grids.input is not None
+        assert self.grids.input.scale is not None
+        return self._bias_codes(self.grids.input.scale)
 
     def _bias_codes(self, x_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bias as int32, and what does not hold in its bits as float32: (1, rows), or (n, rows) for scales by token."""
@@ -224,6 +262,7 @@ def quantized_parts(
     rows = weight.shape[0]
     if bias is not None:
         bias = np.ascontiguousarray(bias, np.float32)
+        # Scales are chosen for it.
         if bias.shape != (rows,) or not np.isfinite(bias).all():
             raise ValueError(f"bias must be finite and of shape ({rows},), not {bias.shape}")
     given, wanted = ranges
@@ -235,11 +274,6 @@ def quantized_parts(
     spec = scheme.weight
     by_group = spec.strategy == "group" and spec.group_size != -1
     packed = quantize_weight(weight, spec, None if by_group else _least_weight_scale(bias, grids, rows))
-    if output is not None and (grid is None or grid.scale is None or len(packed.parts) > 1):
-        raise ValueError("integer results need a static input, and one scale for each row of the weight")
-    largest = 1 << (spec.bits - 1) if spec.symmetric else (1 << spec.bits) - 1
-    if grid is not None and bias is not None and packed.columns * 255 * largest >= _BIAS_LIMIT:
-        raise ValueError(f"32-bit sums do not hold {packed.columns} products of {spec.bits} bits and a bias")
     return packed, bias, grids
 
 

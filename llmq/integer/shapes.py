@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from llmq.integer.activations import Quantized
 
@@ -68,8 +68,8 @@ class MaxPool2d:
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, channels, height, width)."""
         if isinstance(x, Quantized):
-            return x.with_codes(_windows(x.codes, self, -128).max(axis=(4, 5)))
-        return np.ascontiguousarray(_windows(x, self, -np.inf).max(axis=(4, 5)))
+            return x.with_codes(_reduced(x.codes, self, -128, np.maximum))
+        return _reduced(x, self, -np.inf, np.maximum)
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class AvgPool2d:
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, channels, height, width)."""
         if isinstance(x, Quantized):
-            windows = _windows(x.centred(), self, 0)
-            return _average(x, windows.sum(axis=(4, 5), dtype=np.int32), windows.shape[4] * windows.shape[5])
-        return np.ascontiguousarray(_windows(x, self, 0.0).mean(axis=(4, 5), dtype=np.float32))
+            return _average(x, _reduced(x.centred(), self, 0, np.add), prod(_window_of(self)[0]))
+        total = _reduced(np.asarray(x, np.float32), self, 0.0, np.add)
+        return np.asarray(total / np.float32(prod(_window_of(self)[0])))
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,16 @@ def _window_of(layer: MaxPool2d | AvgPool2d) -> tuple[tuple[int, int], tuple[int
     return kernel, stride, padding
 
 
-def _windows(x: np.ndarray, layer: MaxPool2d | AvgPool2d, fill: float) -> np.ndarray:
-    """View images as windows, (n, channels, rows, columns, kernel height, kernel width)."""
-    kernel, (sh, sw), (ph, pw) = _window_of(layer)
-    if x.ndim != 4 or any(size + 2 * p < k for size, p, k in zip(x.shape[2:], (ph, pw), kernel, strict=True)):
-        raise ValueError(f"x must have shape (n, channels, height, width) and hold windows of {kernel}, not {x.shape}")
+def _reduced(x: np.ndarray, layer: MaxPool2d | AvgPool2d, fill: float, combine: np.ufunc) -> np.ndarray:
+    """Combine the elements of each window of images, one place of the windows at a time."""
+    (kh, kw), (sh, sw), (ph, pw) = _window_of(layer)
+    if x.ndim != 4 or x.shape[2] + 2 * ph < kh or x.shape[3] + 2 * pw < kw:
+        raise ValueError(f"x must have shape (n, channels, height, width) and hold windows of {kh, kw}, not {x.shape}")
     padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=fill) if ph or pw else x
-    return sliding_window_view(padded, kernel, axis=(2, 3))[:, :, ::sh, ::sw]
+    rows, columns = (padded.shape[2] - kh) // sh + 1, (padded.shape[3] - kw) // sw + 1
+    total: np.ndarray | None = None
+    for i, j in np.ndindex(kh, kw):
+        part = padded[:, :, i : i + (rows - 1) * sh + 1 : sh, j : j + (columns - 1) * sw + 1 : sw]
+        total = part.copy() if total is None else combine(total, part, out=total)
+    assert total is not None
+    return total

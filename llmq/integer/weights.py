@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,12 +31,29 @@ class LayerWeight:
     shape : tuple of int
         Of the weight as it was given.
     spec : QuantSpec
+
+    Raises
+    ------
+    ValueError
+        Parts, scales and a shape that do not fit each other, or scales that are not positive and finite.
     """
 
     parts: tuple[IntegerWeight, ...]
     scale: np.ndarray
     shape: tuple[int, ...]
     spec: QuantSpec
+
+    def __post_init__(self) -> None:
+        sizes = {(part.rows, part.bits, part.zero_point is None) for part in self.parts}
+        expected = (*self.shape[:1], self.spec.bits, self.spec.symmetric)
+        if sizes != {expected} or self.columns != prod(self.shape[1:]):
+            raise ValueError(f"packed rows do not make a weight of shape {self.shape} and {self.spec.bits} bits")
+        if self.scale.shape != (self.rows, len(self.parts)) or self.scale.dtype != np.float32:
+            raise ValueError(
+                f"scale must be float32 ({self.rows}, {len(self.parts)}), not {self.scale.dtype} {self.scale.shape}"
+            )
+        if not (np.isfinite(self.scale) & (self.scale > 0)).all():
+            raise ValueError("scale must be positive and finite")
 
     @property
     def rows(self) -> int:

@@ -89,6 +89,23 @@ def test_layers_may_have_schemes_of_their_own() -> None:
     assert isinstance(network(_random(4, 2, 9)), np.ndarray)
 
 
+def test_nested_layers_are_quantized_too() -> None:
+    layers = _network()
+    x = np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    flat = calibrate(layers, [x], INTEGERS)
+    nested = calibrate(Sequential((Sequential(tuple(layers[:3])), *layers[3:])), [x], INTEGERS)
+    assert [type(layer) for layer in nested.layers] == [type(layer) for layer in flat.layers]
+    np.testing.assert_array_equal(nested(x), flat(x))
+
+
+def test_a_network_may_look_up_its_input() -> None:
+    table, weight = _random(10, 6), _random(3, 6, seed=1)
+    network = [Embedding.quantize(table, QuantSpec(bits=8, strategy="channel")), FloatLinear(weight)]
+    ids = np.arange(10).reshape(5, 2)
+    found = calibrate(network, [ids])(ids)
+    np.testing.assert_allclose(found, table[ids] @ weight.T, atol=0.05)
+
+
 def test_data_is_needed() -> None:
     with pytest.raises(ValueError, match="nothing was observed"):
         calibrate([FloatLinear(_random(2, 2))], [])
