@@ -174,7 +174,7 @@ class ProductLayer(ABC):
         inputs, row_scale = InputGrid(scale, zero_point, grid.spec.bits), self.weight.scale[:, 0]
         if self.bias is None:
             return self._layer(x, inputs, RowScales(row_scale))
-        codes, rest = self._bias_codes(scale)
+        codes, rest = self._bias_codes(scale) if grid.scale is None else self._static_bias
         if len(codes) == 1:
             result = self._layer(x, inputs, RowScales(row_scale, codes[0]))
         else:
