@@ -121,7 +121,9 @@ class ActivationGrid:
             raise ValueError(
                 f"{name}_range is missing: a static {name} needs a range from calibration (or dynamic=True)"
             )
-        scale, zero_point = scale_and_zero_point(range_[0], range_[1], spec)
+        # A range of zeros, as of a ReLU that never fired, has no scale of its own: one that is far from any limit.
+        low, high = range_ if any(range_) else (-1.0, 1.0)
+        scale, zero_point = scale_and_zero_point(low, high, spec)
         point = 0 if zero_point is None else int(zero_point) - (1 << (spec.bits - 1))
         return cls(spec, np.asarray(scale, np.float32), np.asarray(point, np.int32))
 

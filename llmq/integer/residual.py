@@ -23,7 +23,7 @@ class Add:
     """``a + b`` of floats or integers; made by `Add.quantize` where integers are to go on.
 
     Of integers ``zero_point + round((a - z_a) * (s_a / s) + (b - z_b) * (s_b / s))``: both factors as fixed-point
-    numbers with the same shift, and one rounding, halves to even.
+    numbers of at least 2**-31 with the same shift, and one rounding, halves to even.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Add:
         assert output.scale is not None
         assert output.zero_point is not None
         factors = np.array([np.float64(x.scale) / np.float64(output.scale) for x in (a, b)])
-        multipliers, shifts = fixed_point(factors)
+        multipliers, shifts = fixed_point(np.maximum(factors, 2.0**-31))
         # The smaller factor gives up bits for the larger one's shift.
         shift = int(shifts.min())
         left, right = (int(m) >> (int(s) - shift) for m, s in zip(multipliers, shifts, strict=True))

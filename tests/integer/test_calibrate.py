@@ -106,6 +106,16 @@ def test_a_network_may_look_up_its_input() -> None:
     np.testing.assert_allclose(found, table[ids] @ weight.T, atol=0.05)
 
 
+def test_layers_that_give_nothing_but_zeros() -> None:
+    dead = FloatLinear(_random(4, 4), np.full(4, -100.0, np.float32))
+    network = [dead, ReLU(), FloatLinear(_random(3, 4), _random(3, seed=1))]
+    quantized = calibrate(network, [_random(8, 4)], INTEGERS)
+    last: Any = quantized.layers[-1]
+    # The bias is rounded to steps of s_x * s_w.
+    step = last.grids.input.scale * last.weight.scale[:, 0]
+    assert (np.abs(quantized(_random(2, 4, seed=2)) - _random(3, seed=1)) <= 0.501 * step).all()
+
+
 def test_data_is_needed() -> None:
     with pytest.raises(ValueError, match="nothing was observed"):
         calibrate([FloatLinear(_random(2, 2))], [])

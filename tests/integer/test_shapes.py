@@ -82,6 +82,12 @@ def test_sums_of_codes_are_rounded_once() -> None:
     np.testing.assert_array_equal(found.codes, expected)
 
 
+def test_a_branch_too_small_to_be_seen() -> None:
+    large, tiny = _codes(), _codes(scale=1e-30)
+    alone = Add.quantize(SPEC, (-9.0, 12.0))(large, tiny.with_codes(np.full_like(tiny.codes, tiny.zero_point)))
+    np.testing.assert_array_equal(Add.quantize(SPEC, (-9.0, 12.0))(large, tiny).codes, alone.codes)
+
+
 def test_sums_of_floats_and_of_both() -> None:
     a = _codes()
     floats = a.dequantize()
