@@ -9,6 +9,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
+from llmq_kernels.chunks import ACTIVATION_ORDERS
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
@@ -149,25 +150,28 @@ def arrange(typingctx: Any, line: Any, count: Any, codes: Any, planes: Any, run:
     """Put int8 codes at address `line` into the order of planes, at address `codes`.
 
     Of each `planes * run` codes, ``codes[f * run + j] = line[j * planes + f]``: the activations that meet byte `j` of
-    plane `f` (see `llmq_kernels.planes`). `count` is a multiple of that; `planes` and `run` count by their lengths, the
-    run in units of 4 bytes, and so does `size`, the bytes of a result: of two, each four codes change places as those
-    of `split_words` do.
+    plane `f` (see `llmq_kernels.planes`); some numbers of planes have orders of their own (see `llmq_kernels.chunks`).
+    `count` is a multiple of the codes of a chunk; `planes` and `run` count by their lengths, the run in units of 4
+    bytes, and so does `size`, the bytes of a result: of two, each four codes change places as those of `split_words`.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
         n_planes, n_run, n_size = length(signature.args[3]), 4 * length(signature.args[4]), length(signature.args[5])
-        chunk = n_planes * n_run
+        plain = [j * n_planes + f for f in range(n_planes) for j in range(n_run)]
+        order = ACTIVATION_ORDERS.get(n_planes, plain)
+        chunk = len(order) if order is plain else max(order)
+        if n_size == 2:
+            order = [order[i & ~3 | (i & 1) << 1 | (i & 2) >> 1] for i in range(chunk)]
 
         def body(i: Any, values: list[Any]) -> list[Any]:
-            codes = emitter.load(emitter.add(args[0], i), ir.VectorType(I8, chunk))
-            order = [j * n_planes + f for f in range(n_planes) for j in range(n_run)]
-            if n_size == 2:
-                order = [order[i & ~3 | (i & 1) << 1 | (i & 2) >> 1] for i in range(chunk)]
-            result = emitter.shuffle(codes, None, order)
+            kind = ir.VectorType(I8, chunk)
+            codes, zeros = emitter.load(emitter.add(args[0], i), kind), ir.Constant(kind, None)
+            result = emitter.shuffle(codes, zeros, order)
             if n_size == 2:
                 result = builder.sext(result, ir.VectorType(I16, chunk))
-            emitter.store(result, emitter.add(args[2], emitter.mul(i, n_size)))
+            done = builder.udiv(i, emitter.number(chunk))
+            emitter.store(result, emitter.add(args[2], emitter.mul(done, n_size * len(order))))
             return values
 
         emitter.loop(args[1], chunk, [], body)

@@ -9,11 +9,12 @@ import numpy as np
 
 from llmq_kernels import places
 from llmq_kernels.activations import activation_group, encode_rows
+from llmq_kernels.chunks import chunks_of
 from llmq_kernels.decode import SIDE_BY_SIDE, decode_rows
 from llmq_kernels.jit import threads
 from llmq_kernels.layout import midpoint
 from llmq_kernels.memory import address_of
-from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
+from llmq_kernels.planes import planes_of
 from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
 from llmq_kernels.simd import target
 from llmq_kernels.workers import launch, worker_address
@@ -70,9 +71,11 @@ class Bundle:
         self.symmetric = first.zero_point is None
         self.rows = tuple(m.rows for m in matrices)
         self.group = activation_group(self.group_size)
-        chunks = -(-self.columns // chunk_codes(self.bits, target().width))
-        self.padded = chunks * chunk_codes(self.bits, target().width)
-        self.reach = chunks * chunk_bytes(self.bits, target().width) + 16
+        codes, chunk, vectors = chunks_of(self.bits, target())
+        chunks = -(-self.columns // codes)
+        self.padded = chunks * codes
+        self.few_bytes = chunks * vectors * target().width
+        self.reach = chunks * chunk + 16
         self._views = [m.views for m in matrices]
         self.scale_bytes = 2 * int(first.scale.shape[1])
         self.row_bytes = int(first.packed.shape[1])
@@ -151,7 +154,8 @@ class _Plan:
         padded_tokens = -(-tokens // at_a_time) * at_a_time
         self.counter = np.zeros(1, np.int64)
         size = 1 if few else target().operand(bundle.bits)
-        self._codes = np.zeros((padded_tokens, size * bundle.padded + (0 if few else _SKEW)), np.int8)
+        x_bytes = bundle.few_bytes if few else size * bundle.padded + _SKEW
+        self._codes = np.zeros((padded_tokens, x_bytes), np.int8)
         self._scales = np.zeros((2, padded_tokens, stride), np.uint8)
         self._ones = np.ones(stride // 4, np.float32)
         # For one bit, symmetric, the stored 1 means one half.
@@ -167,7 +171,7 @@ class _Plan:
             places.GROUP: bundle.group,
             places.GROUPS: groups,
             places.PADDED: bundle.padded,
-            places.X_BYTES: self._codes.shape[1],
+            places.X_BYTES: x_bytes,
             places.X_CODES: self._codes.ctypes.data,
             places.X_SCALES: self._scales[0].ctypes.data,
             places.X_SUMS: self._scales[1].ctypes.data,
@@ -193,8 +197,9 @@ class _Plan:
         for name, value in values.items():
             if name >= 0:
                 self.parameters[name] = value
-        run = target().lanes if few or planes_of(bundle.bits) == 1 else 1
-        self.encode = worker_address(encode_rows, planes_of(bundle.bits), run, size)
+        planes = chunks_of(bundle.bits, target())[2] if few else planes_of(bundle.bits)
+        run = target().lanes if few or planes == 1 else 1
+        self.encode = worker_address(encode_rows, planes, run, size)
         if few:
             self.multiply = worker_address(decode_rows, bundle.bits, share, tokens)
         else:

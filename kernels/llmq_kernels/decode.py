@@ -12,6 +12,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba.core import types
 
+from llmq_kernels.chunks import chunks_of, new_chunks
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import copy_bytes, floats, next_number, prefetch
 from llmq_kernels.places import (
@@ -25,7 +26,6 @@ from llmq_kernels.places import (
     KIND,
     OUT,
     PACKED,
-    PADDED,
     REPEAT,
     ROW_BYTES,
     ROWS,
@@ -38,6 +38,7 @@ from llmq_kernels.places import (
     STRIDE,
     TOKENS,
     WEIGHTS,
+    X_BYTES,
     X_CODES,
     X_SCALES,
     X_SUMS,
@@ -46,15 +47,17 @@ from llmq_kernels.places import (
     ZERO_ROW,
     ZERO_STEP,
 )
-from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of, unpack_planes
 from llmq_kernels.scales import multiply_scales
-from llmq_kernels.simd import F32, I8, Emitter, intrinsic, new_accumulator, target
+from llmq_kernels.simd import ACCUMULATORS, F32, Emitter, intrinsic, target
 from llmq_kernels.workers import constants, length
 
 __all__ = ["SIDE_BY_SIDE", "decode_rows"]
 
 _AHEAD: Final = 512
 """Bytes of a row between what is read and what is fetched into the caches meanwhile."""
+
+_KEPT: Final = 4
+"""Vectors of activations that registers hold beside all else; more are loaded for each row, lest LLVM spill them."""
 
 SIDE_BY_SIDE: Final = (0, 4, 2, 2, 2)
 """Rows that are walked side by side, by number of tokens."""
@@ -96,40 +99,39 @@ def _dot_rows(
 def _emit_rows(emitter: Emitter, variant: tuple[int, int, int], places: list[list[Any]], count: Any, out: Any) -> None:
     bits, group, tokens = variant
     rows, lanes = SIDE_BY_SIDE[tokens], emitter.target.lanes
-    codes, step = chunk_codes(bits, emitter.target.width), chunk_bytes(bits, emitter.target.width)
+    codes, step, vectors = chunks_of(bits, emitter.target)
     chunks, shared = max(1, group // codes), max(1, codes // group)
     row_at = [emitter.add(places[0][0], emitter.mul(places[0][1], r)) for r in range(rows)]
     x_at = [emitter.add(places[1][0], emitter.mul(places[1][1], t)) for t in range(tokens)]
     factor_at = [emitter.add(places[2][0], emitter.mul(places[2][1], i)) for i in range(rows * tokens)]
     zero = ir.Constant(ir.VectorType(F32, lanes), None)
-    accumulator = new_accumulator(emitter, bits)
+    dot = new_chunks(emitter, bits)
 
     def body(i: Any, sums: list[Any]) -> list[Any]:
         done = emitter.builder.sdiv(i, emitter.number(shared)) if shared > 1 else emitter.mul(i, chunks)
-        pairs: list[list[tuple[Any, Any]]] = [[] for _ in range(rows * tokens)]
+        pairs: list[list[tuple[list[Any], list[Any]]]] = [[] for _ in range(rows * tokens)]
         for chunk in range(chunks):
             at = emitter.add(done, chunk)
-            x = [_planes_of_x(emitter, bits, emitter.add(base, emitter.mul(at, codes))) for base in x_at]
+            own = [emitter.add(base, emitter.mul(at, vectors * emitter.target.width)) for base in x_at]
+            x = [dot.load_x(address) for address in own]
             for r in range(rows):
                 place = emitter.add(row_at[r], emitter.mul(at, step))
                 emitter.prefetch(place, _AHEAD)
-                planes = unpack_planes(emitter, bits, place)
+                planes = dot.load_planes(place)
+                if vectors * tokens > _KEPT:
+                    x = [dot.load_x(emitter.hide(address)) for address in own]
                 for t in range(tokens):
-                    pairs[r * tokens + t] += zip(planes, x[t], strict=True)
+                    pairs[r * tokens + t].append((planes, x[t]))
         new = []
         for k, own in enumerate(pairs):
             factor = _factor(emitter, emitter.add(factor_at[k], emitter.mul(i, 4)), shared)
-            new.append(emitter.fma(emitter.to_float(accumulator.sum_of(own)), factor, sums[k]))
+            new.append(emitter.fma(emitter.to_float(dot.sum_of(own)), factor, sums[k]))
         return new
 
     sums = emitter.loop(count, shared, [zero] * (rows * tokens), body)
     for k, total in enumerate(sums):
-        emitter.store(emitter.sum_lanes(total), out, 4 * k)
-
-
-def _planes_of_x(emitter: Emitter, bits: int, address: Any) -> list[Any]:
-    width = emitter.target.width
-    return [emitter.load(address, ir.VectorType(I8, width), width * plane) for plane in range(planes_of(bits))]
+        found = emitter.sum_lanes(total)
+        emitter.store(emitter.builder.fmul(found, ir.Constant(F32, 1 / dot.excess)), out, 4 * k)
 
 
 def _factor(emitter: Emitter, address: Any, shared: int) -> Any:
@@ -138,7 +140,11 @@ def _factor(emitter: Emitter, address: Any, shared: int) -> Any:
         return emitter.splat(emitter.load(address, F32))
     lanes = emitter.target.lanes
     several = emitter.load(address, ir.VectorType(F32, shared))
-    return emitter.shuffle(several, None, [lane * shared // lanes for lane in range(lanes)])
+    if shared == lanes or not ACCUMULATORS[emitter.target.name].words:
+        return emitter.shuffle(several, None, [lane * shared // lanes for lane in range(lanes)])
+    # Repeated by the load, they need not cross the halves of a register, which takes AVX2 three steps.
+    repeated = emitter.hide(emitter.shuffle(several, None, [lane % shared for lane in range(lanes)]))
+    return emitter.shuffle(repeated, None, [lane // 4 * 4 + lane * shared // lanes for lane in range(lanes)])
 
 
 @intrinsic
@@ -178,7 +184,7 @@ def _step(
             out = scratch + k * p[STRIDE]
             results[k] = multiply_scales(scale, zero, (form[0], form[1]), own, scratch + p[SPARE], out)
     sums = scratch + n_rows * tokens * (p[STRIDE] + 4)
-    x = p[X_CODES], p[PADDED]
+    x = p[X_CODES], p[X_BYTES]
     _dot_rows((start, step), x, (scratch, p[STRIDE]), p[GROUPS], sums, variant[0], variant[1], variant[2])
     for r in range(count):
         for t in range(p[TOKENS]):

@@ -212,8 +212,13 @@ class Emitter:
 
     def opaque(self, value: int) -> Any:
         """Make an int64 that LLVM knows nothing of: it would unroll a loop of so many rounds, and spill registers."""
-        kind = ir.FunctionType(I64, [I64])
-        return self.builder.asm(kind, "", "=r,0", [self.number(value)], side_effect=False)
+        return self.hide(self.number(value))
+
+    def hide(self, value: Any) -> Any:
+        """Return an int64, or a vector on x86, of which LLVM does not know that it is the same as `value`."""
+        kind = ir.FunctionType(value.type, [value.type])
+        register = "x" if isinstance(value.type, ir.VectorType) else "r"
+        return self.builder.asm(kind, "", f"={register},0", [value], side_effect=False)
 
     def loop(
         self, stop: Any, step: int, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]
@@ -259,6 +264,9 @@ class Accumulator(abc.ABC):
 
     burst: int = 1 << 30
     """How many times `add` can be called between two calls of `settle`: a power of two."""
+
+    words: bool = False
+    """Whether running sums are of 16 bits, two neighbouring products each, as on AVX2."""
 
     def __init__(self, emitter: Emitter, bits: int) -> None:
         self.emitter = emitter
@@ -337,6 +345,8 @@ class _Avx2(Accumulator):
     would not fit at all: they lose 128, and the sign of what is left moves to the activations, for one operand is
     unsigned.
     """
+
+    words = True
 
     def __init__(self, emitter: Emitter, bits: int) -> None:
         super().__init__(emitter, bits)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from llmq_kernels import places
 from llmq_kernels.activations import activation_group, activations_reference, encode_rows, quantize_activations
-from llmq_kernels.planes import planes_of
+from llmq_kernels.chunks import ACTIVATION_ORDERS
 from llmq_kernels.simd import target
 from llmq_kernels.workers import launch, worker_address
 
@@ -53,15 +53,23 @@ def test_mistakes():
         quantize_activations(x.astype(np.complex64), 4)
 
 
-def encoded(x, group, bits, factor, size=1):
+def order_of(planes):
+    """Codes of a chunk by number, in the order of its planes; the number behind the last stands for zero."""
+    if planes in ACTIVATION_ORDERS:
+        return np.array(ACTIVATION_ORDERS[planes]), max(ACTIVATION_ORDERS[planes])
+    codes = planes * target().width
+    return np.arange(codes).reshape(-1, planes).T.ravel(), codes
+
+
+def encoded(x, group, planes, factor, size=1):
     """Run the worker by itself; what it writes, codes with some bytes around them."""
     tokens, columns = x.shape
-    run = target().lanes
-    chunk = planes_of(bits) * 4 * run
+    order, chunk = order_of(planes)
     padded, stride = -(-columns // chunk) * chunk, 4 * -(-columns // group // 16) * 16
     counter, form = np.zeros(1, np.int64), np.array([1, 0, factor], np.float32)
+    written = padded // chunk * order.size
     # Rows of codes need not follow each other at once.
-    codes = np.full((tokens + 1, padded + 64), 99, np.int8 if size == 1 else np.int16)
+    codes = np.full((tokens + 1, written + 64), 99, np.int8 if size == 1 else np.int16)
     scratch = np.full(2 * padded, 77, np.uint8)
     scales, sums = np.zeros((2, tokens, stride // 4), np.float32)
     p = np.zeros(places.JOBS, np.int64)
@@ -78,23 +86,23 @@ def encoded(x, group, bits, factor, size=1):
     }
     for place, array in arrays.items():
         p[place] = array.ctypes.data
-    launch(worker_address(encode_rows, planes_of(bits), run, size), p.ctypes.data, 2)
+    launch(worker_address(encode_rows, planes, target().lanes, size), p.ctypes.data, 2)
     assert (codes[tokens] == 99).all()
-    assert (codes[:, padded:] == 99).all()
-    return codes[:tokens, :padded], scales, sums
+    assert (codes[:, written:] == 99).all()
+    return codes[:tokens, :written], scales, sums
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("planes", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("group", [16, 32, 256])
-def test_microkernels_get_the_same_in_the_order_of_planes(special_weight, bits, group):
-    width, planes = target().width, planes_of(bits)
+def test_microkernels_get_the_same_in_the_order_of_planes(special_weight, planes, group):
+    order, chunk = order_of(planes)
     for tokens, groups in ((1, 1), (3, 7), (20, 20)):
         x = special_weight(tokens, group * groups, group, tokens)
-        codes, scales, sums = encoded(x, group, bits, -3.0)
+        codes, scales, sums = encoded(x, group, planes, -3.0)
         expected, scale, total = activations_reference(x, group)
-        padded = np.pad(expected, ((0, 0), (0, codes.shape[1] - x.shape[1])))
-        order = padded.reshape(tokens, -1, width, planes).transpose(0, 1, 3, 2)
-        np.testing.assert_array_equal(codes, order.reshape(tokens, -1))
+        padded = np.pad(expected, ((0, 0), (0, -x.shape[1] % chunk))).reshape(tokens, -1, chunk)
+        arranged = np.pad(padded, ((0, 0), (0, 0), (0, 1)))[:, :, order]
+        np.testing.assert_array_equal(codes, arranged.reshape(tokens, -1))
         np.testing.assert_array_equal(scales[:, :groups], scale)
         with np.errstate(over="ignore"):
             np.testing.assert_array_equal(sums[:, :groups], scale * total.astype(np.float32) * np.float32(-3))
@@ -104,8 +112,8 @@ def test_microkernels_get_the_same_in_the_order_of_planes(special_weight, bits, 
 
 def test_microkernels_get_words_in_the_order_of_split_words(special_weight):
     x = special_weight(3, 96, 32)
-    codes, scales, sums = encoded(x, 32, 8, 1.0, size=2)
-    narrow, *others = encoded(x, 32, 8, 1.0)
+    codes, scales, sums = encoded(x, 32, 1, 1.0, size=2)
+    narrow, *others = encoded(x, 32, 1, 1.0)
     assert codes.dtype == np.int16
     np.testing.assert_array_equal(codes.reshape(3, -1, 2, 2).transpose(0, 1, 3, 2).reshape(3, -1), narrow)
     np.testing.assert_array_equal((scales, sums), others)
@@ -114,7 +122,7 @@ def test_microkernels_get_words_in_the_order_of_split_words(special_weight):
 def test_microkernels_get_nonfinite_activations_in_the_scale():
     x = np.ones((4, 96), np.float32)
     x[1, 40], x[2, 95], x[3, :32] = np.nan, -np.inf, 0.0
-    codes, scales, sums = encoded(x, 32, 8, 1.0)
+    codes, scales, sums = encoded(x, 32, 1, 1.0)
     assert np.isfinite(scales[:, :3]).tolist() == [[True] * 3, [True, False, True], [True, True, False], [True] * 3]
     np.testing.assert_array_equal(np.isfinite(scales), np.isfinite(sums))
     assert np.isnan(scales[1, 1])
