@@ -47,7 +47,7 @@ from llmq_kernels.places import (
     ZERO_ROW,
     ZERO_STEP,
 )
-from llmq_kernels.scales import multiply_scales
+from llmq_kernels.scales import multiply_scales, multiply_whole, whole_groups
 from llmq_kernels.simd import ACCUMULATORS, F32, Emitter, intrinsic, target
 from llmq_kernels.workers import constants, length
 
@@ -153,6 +153,49 @@ def _most(typingctx: Any, tokens: Any) -> Any:
     return constants((SIDE_BY_SIDE[length(tokens)], length(tokens)), tokens)
 
 
+@intrinsic
+def _side_by_side(typingctx: Any, first: Any, step: Any, tokens: Any) -> Any:
+    """Return where each of the rows begins that are walked side by side: `first`, `first + step`..."""
+    rows = SIDE_BY_SIDE[length(tokens)]
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, target())
+        places = [emitter.add(args[0], emitter.mul(args[1], row)) for row in range(rows)]
+        return context.make_tuple(builder, signature.return_type, places)
+
+    return types.UniTuple(types.int64, rows)(first, step, tokens), emit
+
+
+@jit
+def _scale_rows(p: Any, job: int, span: tuple[int, int, int], scratch: int, tokens: Any, most: tuple[int, int]) -> None:
+    """Multiply the scales of `span` by those of the tokens; write what the zero points take off behind the products."""
+    first, distance, count = span
+    n_rows, n_tokens = most
+    form = floats(p[ZERO_FORM])[0], floats(p[ZERO_FORM])[1]
+    results = floats(scratch + n_rows * n_tokens * p[STRIDE])
+    scale, scale_step = p[job + SCALE] + first * p[SCALE_BYTES], distance * p[SCALE_BYTES]
+    zero, zero_step = p[job + ZERO] + first * p[job + ZERO_ROW], distance * p[job + ZERO_ROW]
+    for r in range(count):
+        for ahead in range(p[SCALE_BYTES], 2 * p[SCALE_BYTES], 64):
+            prefetch(scale + r * scale_step + ahead)
+    done = whole_groups(p[GROUPS], p[REPEAT]) if count == n_rows else 0
+    scales, zeros = _side_by_side(scale, scale_step, tokens), _side_by_side(zero, zero_step, tokens)
+    # What is left of each row is taken by itself.
+    beyond = scale + done * (p[SCALE_BYTES] * p[REPEAT] // p[GROUPS]), zero + done * p[job + ZERO_STEP]
+    for t in range(n_tokens):
+        x = p[X_SCALES] + t * p[STRIDE], p[X_SUMS] + t * p[STRIDE]
+        outs = _side_by_side(scratch + t * p[STRIDE], n_tokens * p[STRIDE], tokens)
+        taken = multiply_whole((scales, p[KIND]), (zeros, p[job + ZERO_STEP]), form, done, x, outs)
+        for r in range(count):
+            results[r * n_tokens + t] = taken[r]
+            if done < p[GROUPS]:
+                rest = beyond[0] + r * scale_step, p[KIND], p[GROUPS] - done, p[REPEAT]
+                points = beyond[1] + r * zero_step, p[job + ZERO_STEP]
+                own = x[0] + 4 * done, x[1] + 4 * done
+                out = scratch + (r * n_tokens + t) * p[STRIDE] + 4 * done
+                results[r * n_tokens + t] += multiply_scales(rest, points, form, own, scratch + p[SPARE], out)
+
+
 @jit
 def _step(
     p: Any, job: int, span: tuple[int, int, int], scratch: int, variant: tuple[Any, Any, Any], most: tuple[int, int]
@@ -169,20 +212,8 @@ def _step(
         for r in range(count):
             copy_bytes(copies + r * p[COPY_BYTES], start + r * step, p[ROW_BYTES])
         start, step = copies, p[COPY_BYTES]
-    form = floats(p[ZERO_FORM])
     results = floats(scratch + n_rows * tokens * p[STRIDE])
-    for r in range(count):
-        row = first + r * distance
-        start_of_scales = p[job + SCALE] + row * p[SCALE_BYTES]
-        for ahead in range(p[SCALE_BYTES], 2 * p[SCALE_BYTES], 64):
-            prefetch(start_of_scales + ahead)
-        scale = start_of_scales, p[KIND], p[GROUPS], p[REPEAT]
-        zero = p[job + ZERO] + row * p[job + ZERO_ROW], p[job + ZERO_STEP]
-        for t in range(tokens):
-            own = p[X_SCALES] + t * p[STRIDE], p[X_SUMS] + t * p[STRIDE]
-            k = r * tokens + t
-            out = scratch + k * p[STRIDE]
-            results[k] = multiply_scales(scale, zero, (form[0], form[1]), own, scratch + p[SPARE], out)
+    _scale_rows(p, job, span, scratch, variant[2], most)
     sums = scratch + n_rows * tokens * (p[STRIDE] + 4)
     x = p[X_CODES], p[X_BYTES]
     _dot_rows((start, step), x, (scratch, p[STRIDE]), p[GROUPS], sums, variant[0], variant[1], variant[2])

@@ -18,9 +18,11 @@ from llmq_kernels.memory import clear_bytes, expand
 from llmq_kernels.simd import F32, I8, I16, I32, Emitter, intrinsic, target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
-__all__ = ["multiply_scales"]
+__all__ = ["multiply_scales", "multiply_whole", "whole_groups"]
 
 _FLOAT32 = SCALE_KINDS["float32"]
 _EIGHT = ir.VectorType(F32, 8)
@@ -54,8 +56,9 @@ def multiply_scales(
     """
     start, kind, count, repeat = scale
     size = 4 if kind == _FLOAT32 else 2
-    done = count // 8 * 8 if repeat == 1 else 0
-    taken: np.float32 = _products((start, kind), zero, zero_form, done, x, out)
+    done = whole_groups(count, repeat)
+    found = multiply_whole(((start,), kind), ((zero[0],), zero[1]), zero_form, done, x, (out,))
+    taken: np.float32 = found[0]
     if done == count:
         return taken
     # A whole vector is read below: the rest of the row, and zeros, are put where that is safe.
@@ -67,47 +70,94 @@ def multiply_scales(
         zeros = spare + 4 * rest
         expand(zeros, zero[0] + done // repeat, 1, count - done, repeat)
     own = x[0] + 4 * done, x[1] + 4 * done
-    more: np.float32 = _products((spare, kind), (zeros, zero[1]), zero_form, rest, own, out + 4 * done)
+    found = multiply_whole(((spare,), kind), ((zeros,), zero[1]), zero_form, rest, own, (out + 4 * done,))
+    more: np.float32 = found[0]
     return taken + more
 
 
+@jit
+def whole_groups(count: int, repeat: int) -> int:
+    """Of `count` groups of activations, those that `multiply_whole` can take from where their scales lie."""
+    return count // 8 * 8 if repeat == 1 else 0
+
+
 @intrinsic
-def _products(typingctx: Any, scale: Any, zero: Any, zero_form: Any, count: Any, x: Any, out: Any) -> Any:
-    """Multiply `count` scales, a multiple of 8; arguments are those of `multiply_scales`, `scale` without counts."""
-    signature = types.float32(scale, zero, zero_form, count, x, out)
+def multiply_whole(typingctx: Any, scale: Any, zero: Any, zero_form: Any, count: Any, x: Any, outs: Any) -> Any:
+    """Do as `multiply_scales` for some rows at once, each group having a scale of its own; return what is taken off.
+
+    Parameters
+    ----------
+    scale : ((int, ...), int)
+        Addresses of each row's scales, and a value of `SCALE_KINDS`.
+    zero : ((int, ...), int)
+        Addresses of each row's zero points, and bytes from one to the next; where 0, all rows have those of the first.
+    zero_form, x
+        See `multiply_scales`.
+    count : int
+        Groups of activations, a multiple of 8.
+    outs : (int, ...)
+        Addresses of the products.
+    """
+    rows = len(outs)
+    signature = types.UniTuple(types.float32, rows)(scale, zero, zero_form, count, x, outs)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
-        (at, kind), zero, form, x = ([builder.extract_value(args[i], j) for j in (0, 1)] for i in (0, 1, 2, 4))
-        place = builder.alloca(_EIGHT)
-        builder.store(ir.Constant(_EIGHT, None), place)
+        (starts, kind), (zeros, step), form, x = (
+            [builder.extract_value(args[i], j) for j in (0, 1)] for i in (0, 1, 2, 4)
+        )
+        starts, zeros, outs = (
+            [builder.extract_value(many, r) for r in range(rows)] for many in (starts, zeros, args[5])
+        )
+        kernel = _Products(emitter, (*form, *x), args[3], outs)
+        sums = [builder.alloca(_EIGHT) for _ in range(rows)]
         for name, number in SCALE_KINDS.items():
             with builder.if_then(builder.icmp_signed("==", kind, emitter.number(number))):
-                builder.store(_emit_products(emitter, (name, at), zero, form, args[3], (*x, args[5])), place)
-        return emitter.sum_lanes(builder.load(place, typ=_EIGHT))
+                same = builder.icmp_signed("==", step, emitter.number(0))
+                with builder.if_else(same) as branches:
+                    for branch, own in zip(branches, (False, True), strict=True):
+                        with branch:
+                            found = kernel.emit(name, starts, zeros, own)
+                            for place, value in zip(sums, found, strict=True):
+                                builder.store(value, place)
+        results = [emitter.sum_lanes(builder.load(place, typ=_EIGHT)) for place in sums]
+        return context.make_tuple(builder, signature.return_type, results)
 
     return signature, emit
 
 
-def _emit_products(
-    emitter: Emitter, scale: tuple[str, Any], zero: list[Any], form: list[Any], count: Any, arrays: tuple[Any, ...]
-) -> Any:
-    builder = emitter.builder
-    x_scale, x_sum, out = arrays
-    times, less = (emitter.splat(value, 8) for value in form)
-    name, start = scale
+class _Products:
+    """Emits the loops of `multiply_whole`: `values` are the form of zero points, and the addresses of `x`."""
 
-    def body(i: Any, sums: list[Any]) -> list[Any]:
-        at = emitter.mul(i, 4)
-        wide = load_floats(emitter, name, emitter.add(start, at if name == "float32" else emitter.mul(i, 2)))
-        factor = builder.fmul(wide, emitter.load(emitter.add(x_scale, at), _EIGHT))
-        emitter.store(factor, emitter.add(out, at))
-        zeros = emitter.load(emitter.add(zero[0], emitter.mul(i, zero[1])), ir.VectorType(I8, 8))
-        zeros = builder.fsub(builder.fmul(builder.uitofp(zeros, _EIGHT), times), less)
-        taken = builder.fmul(zeros, emitter.load(emitter.add(x_sum, at), _EIGHT))
-        return [emitter.fma(wide, taken, sums[0])]
+    def __init__(self, emitter: Emitter, values: tuple[Any, ...], count: Any, outs: list[Any]) -> None:
+        self.emitter = emitter
+        self.times, self.less = (emitter.splat(value, 8) for value in values[:2])
+        self.x = values[2:]
+        self.count = count
+        self.outs = outs
 
-    return emitter.loop(count, 8, [ir.Constant(_EIGHT, None)], body)[0]
+    def emit(self, kind: str, starts: list[Any], zeros: list[Any], own: bool) -> list[Any]:
+        """Emit the loop for scales of a kind, and zero points of their own or the same eight for all."""
+        emitter, builder = self.emitter, self.emitter.builder
+        same = self._points(zeros[0])
+
+        def body(i: Any, sums: list[Any]) -> list[Any]:
+            at = emitter.mul(i, 4)
+            x_scale, x_sum = (emitter.load(emitter.add(base, at), _EIGHT) for base in self.x)
+            size = at if kind == "float32" else emitter.mul(i, 2)
+            wide = [load_floats(emitter, kind, emitter.add(start, size)) for start in starts]
+            points = [self._points(emitter.add(zero, i)) if own else same for zero in zeros]
+            taken = [builder.fmul(point, x_sum) for point in points]
+            for value, out in zip(wide, self.outs, strict=True):
+                emitter.store(builder.fmul(value, x_scale), emitter.add(out, at))
+            return [emitter.fma(*terms) for terms in zip(wide, taken, sums, strict=True)]
+
+        return emitter.loop(self.count, 8, [ir.Constant(_EIGHT, None)] * len(starts), body)
+
+    def _points(self, address: Any) -> Any:
+        builder = self.emitter.builder
+        stored = builder.uitofp(self.emitter.load(address, ir.VectorType(I8, 8)), _EIGHT)
+        return builder.fsub(builder.fmul(stored, self.times), self.less)
 
 
 def load_floats(emitter: Emitter, kind: str, address: Any) -> Any:
