@@ -18,8 +18,6 @@ from llmq_kernels.memory import clear_bytes, expand
 from llmq_kernels.simd import F32, I8, I16, I32, Emitter, intrinsic, target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
 
 __all__ = ["multiply_scales", "multiply_whole", "whole_groups"]
