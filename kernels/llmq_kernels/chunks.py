@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from llvmlite import ir
 
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of, unpack_planes
-from llmq_kernels.simd import ACCUMULATORS, I8, I16, I32, constant, new_accumulator
+from llmq_kernels.simd import ACCUMULATORS, I8, I16, I32, Avx2, constant, new_accumulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from llmq_kernels.simd import Emitter, Target
 
-__all__ = ["ACTIVATION_ORDERS", "Chunks", "chunks_of", "new_chunks"]
+__all__ = ["ACTIVATION_ORDERS", "Chunks", "adds_words", "chunks_of", "new_chunks"]
 
 
 class Chunks:
@@ -161,9 +161,14 @@ ACTIVATION_ORDERS: Final = {3: _order_of_three()}
 """Orders other than that of `llmq_kernels.planes`, by the number of planes."""
 
 
+def adds_words(goal: Target) -> bool:
+    """Whether products are added in 16 bits, two neighbours each, as on AVX2."""
+    return issubclass(ACCUMULATORS[goal.name], Avx2)
+
+
 def new_chunks(emitter: Emitter, bits: int) -> Chunks:
     """Return how chunks of a width are multiplied on the emitter's instruction set."""
-    kinds = {1: _InPlace, 2: _InPlace, 3: _Three} if ACCUMULATORS[emitter.target.name].words else {}
+    kinds = {1: _InPlace, 2: _InPlace, 3: _Three} if adds_words(emitter.target) else {}
     return kinds.get(bits, Chunks)(emitter, bits)
 
 
@@ -176,6 +181,6 @@ def chunks_of(bits: int, goal: Target) -> tuple[int, int, int]:
     >>> [chunks_of(bits, target_for(frozenset({"avx2"}))) for bits in (2, 3, 4, 5)]
     [(128, 32, 4), (64, 24, 3), (64, 32, 2), (32, 20, 1)]
     """
-    if bits == 3 and ACCUMULATORS[goal.name].words:
+    if bits == 3 and adds_words(goal):
         return 64, 24, 3
     return chunk_codes(bits, goal.width), chunk_bytes(bits, goal.width), planes_of(bits)

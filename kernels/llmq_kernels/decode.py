@@ -12,7 +12,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba.core import types
 
-from llmq_kernels.chunks import chunks_of, new_chunks
+from llmq_kernels.chunks import adds_words, chunks_of, new_chunks
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import copy_bytes, floats, next_number, prefetch
 from llmq_kernels.places import (
@@ -48,7 +48,7 @@ from llmq_kernels.places import (
     ZERO_STEP,
 )
 from llmq_kernels.scales import multiply_scales, multiply_whole, whole_groups
-from llmq_kernels.simd import ACCUMULATORS, F32, Emitter, intrinsic, target
+from llmq_kernels.simd import F32, Emitter, intrinsic, target
 from llmq_kernels.workers import constants, length
 
 __all__ = ["SIDE_BY_SIDE", "decode_rows"]
@@ -119,7 +119,7 @@ def _emit_rows(emitter: Emitter, variant: tuple[int, int, int], places: list[lis
                 emitter.prefetch(place, _AHEAD)
                 planes = dot.load_planes(place)
                 if vectors * tokens > _KEPT:
-                    x = [dot.load_x(emitter.hide(address)) for address in own]
+                    x = [dot.load_x(emitter.opaque(address)) for address in own]
                 for t in range(tokens):
                     pairs[r * tokens + t].append((planes, x[t]))
         new = []
@@ -140,10 +140,10 @@ def _factor(emitter: Emitter, address: Any, shared: int) -> Any:
         return emitter.splat(emitter.load(address, F32))
     lanes = emitter.target.lanes
     several = emitter.load(address, ir.VectorType(F32, shared))
-    if shared == lanes or not ACCUMULATORS[emitter.target.name].words:
+    if shared == lanes or not adds_words(emitter.target):
         return emitter.shuffle(several, None, [lane * shared // lanes for lane in range(lanes)])
     # Repeated by the load, they need not cross the halves of a register, which takes AVX2 three steps.
-    repeated = emitter.hide(emitter.shuffle(several, None, [lane % shared for lane in range(lanes)]))
+    repeated = emitter.opaque(emitter.shuffle(several, None, [lane % shared for lane in range(lanes)]))
     return emitter.shuffle(repeated, None, [lane // 4 * 4 + lane * shared // lanes for lane in range(lanes)])
 
 

@@ -210,14 +210,10 @@ class Emitter:
             a = self.builder.fadd(self.shuffle(a, None, list(range(count))), high)
         return self.builder.extract_element(a, ir.Constant(I32, 0))
 
-    def opaque(self, value: int) -> Any:
-        """Make an int64 that LLVM knows nothing of: it would unroll a loop of so many rounds, and spill registers."""
-        return self.hide(self.number(value))
-
-    def hide(self, value: Any) -> Any:
-        """Return an int64, or a vector on x86, of which LLVM does not know that it is the same as `value`."""
-        kind = ir.FunctionType(value.type, [value.type])
-        register = "x" if isinstance(value.type, ir.VectorType) else "r"
+    def opaque(self, value: Any) -> Any:
+        """Copy an int64, or on x86 a vector, to one that LLVM knows nothing of: it would unroll loops, and spill."""
+        value = self._value(value)
+        kind, register = ir.FunctionType(value.type, [value.type]), "x" if hasattr(value.type, "count") else "r"
         return self.builder.asm(kind, "", f"={register},0", [value], side_effect=False)
 
     def loop(
@@ -264,9 +260,6 @@ class Accumulator(abc.ABC):
 
     burst: int = 1 << 30
     """How many times `add` can be called between two calls of `settle`: a power of two."""
-
-    words: bool = False
-    """Whether running sums are of 16 bits, two neighbouring products each, as on AVX2."""
 
     def __init__(self, emitter: Emitter, bits: int) -> None:
         self.emitter = emitter
@@ -338,15 +331,13 @@ class _Portable(Accumulator):
         return running
 
 
-class _Avx2(Accumulator):
+class Avx2(Accumulator):
     """`pmaddubsw` adds pairs of products in 16 bits, `pmaddwd` pairs of those in 32.
 
     As many sums of 16 bits are added as cannot overflow: eight for codes of 4 bits. A pair of products of 8-bit codes
     would not fit at all: they lose 128, and the sign of what is left moves to the activations, for one operand is
     unsigned.
     """
-
-    words = True
 
     def __init__(self, emitter: Emitter, bits: int) -> None:
         super().__init__(emitter, bits)
@@ -387,7 +378,7 @@ class _Avx2Words(Accumulator):
 ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
     "avx512vnni": _Vnni,
     "avxvnni": _Vnni,
-    "avx2": _Avx2,
+    "avx2": Avx2,
     "neon": _Neon,
     "portable": _Portable,
 }
