@@ -56,6 +56,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python scripts/update_docs.py
 	$(BIN)/python scripts/draw_pictures.py
 	$(BIN)/python scripts/update_evaluation.py
+	$(BIN)/python scripts/digits.py --markdown docs/quantization.md
 
 bench: $(VENV)/.bench
 	$(BIN)/python scripts/bench_peers.py
