@@ -119,7 +119,7 @@ def _chains_called(model: nn.Module, example_inputs: Any) -> dict[str, Chain]:
             continue
         parts = {name: modules[whole] for name, whole in names.items() if whole in modules}
         for chain in _chains_traced(parts, graph).values():
-            whole = Chain(*(names[name] if name else None for name in (chain.layer, chain.norm, chain.relu)))
+            whole = Chain(names[chain.layer], names.get(chain.norm or ""), names.get(chain.relu or ""))
             if all(registered[name] == 1 and calls[name] == calls[scope] for name in whole.modules):
                 chains[whole.layer] = whole
     return chains
