@@ -22,6 +22,8 @@ class Entropy(SearchObserver):
 
     S. Migacz, "8-bit inference with TensorRT" (GTC 2017); `llmq_kernels.clipping.divergences` has the formula. A step
     of the grid is never less than a bin: finer ones would tell all bins apart and lose nothing, whatever they clip.
+    Values in the bin of zero do not count where there are others: every grid has a code for zero, and the many zeros that
+    a ReLU leaves would only ask for steps so small that nothing shares their code.
 
     Parameters
     ----------
@@ -50,7 +52,10 @@ class Entropy(SearchObserver):
             raise ValueError(f"{spec.bits} bits need at least {2 << spec.bits} bins, not {bins}")
 
     def _costs(self, histogram: StreamingHistogram, grids: Candidates) -> np.ndarray:
-        costs = divergences(histogram.counts, histogram.centres(), grids)
+        centres = histogram.centres()
+        counts = np.where((centres > 0) & (centres < histogram.width[:, None]), 0, histogram.counts)
+        counts = np.where(counts.any(axis=1, keepdims=True), counts, histogram.counts)
+        costs = divergences(counts, centres, grids)
         fine = grids.scale < histogram.width[:, None]
         fine[:, 0] = False  # the whole range is always there to choose
         return np.where(fine, np.inf, costs)

@@ -77,6 +77,8 @@ def test_entropy_is_that_of_the_histogram_of_all_the_data(spec: QuantSpec, x: np
     assert observer.histogram is not None
     width = observer.histogram.width[0]
     place, counts = np.unique(np.floor(x.astype(np.float64) / width), return_counts=True)
+    if (place != 0).any():
+        place, counts = place[place != 0], counts[place != 0]
     centres = (place + 0.5) * width
 
     def cost(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -88,6 +90,14 @@ def test_entropy_is_that_of_the_histogram_of_all_the_data(spec: QuantSpec, x: np
     best = cost(low[[0, *coarse]], high[[0, *coarse]]).min()
     chosen = cost(*(np.atleast_1d(end) for end in observer.range()))
     assert chosen == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_entropy_is_not_led_astray_by_zeros(bits: int) -> None:
+    x = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    spec = QuantSpec(bits=bits, symmetric=False)
+    alone, rectified = (observed(Entropy, part, 0, spec).range()[1] for part in (x[x > 0], np.maximum(x, 0)))
+    assert rectified == alone
 
 
 @pytest.mark.parametrize("name", ["percentile", "mse", "entropy"])
