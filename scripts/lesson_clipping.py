@@ -8,11 +8,13 @@ import numpy as np
 
 from lesson import Lesson, Table
 from lesson_ranges import by_hand, sqnr
+from llmq.observers import OBSERVERS
+from llmq.spec import QuantSpec
 
 if TYPE_CHECKING:
     from lesson_sample import Sample
 
-__all__ = ["BITS", "OUTLIERS", "clipped", "clipping_lesson", "errors", "limits", "with_outliers"]
+__all__ = ["BITS", "OUTLIERS", "RULES", "clipped", "clipping_lesson", "errors", "limits", "with_outliers"]
 
 OUTLIERS: Final = 10
 BITS: Final = 4
@@ -48,16 +50,24 @@ def errors(x: np.ndarray, limit: float, bits: int = BITS) -> tuple[float, float]
     return float(squares[~outside].sum()) / x.size, float(squares[outside].sum()) / x.size
 
 
+RULES: Final[dict[str, tuple[str, dict[str, float]]]] = {
+    "extremes": ("minmax", {}),
+    "percentile 99.9": ("percentile", {"percentile": 99.9}),
+    "percentile 99": ("percentile", {"percentile": 99.0}),
+    "least squared error": ("mse", {}),
+    "entropy": ("entropy", {}),
+}
+"""Names of observers, and their options."""
+
+
 def limits(x: np.ndarray, bits: int = BITS) -> dict[str, float]:
     """Where to cut symmetric ranges, by several rules."""
-    most = float(np.abs(x).max())
-    candidates = most * np.linspace(0.01, 1.0, 100)
-    return {
-        "extremes": most,
-        "percentile 99.9": float(np.percentile(np.abs(x), 99.9)),
-        "percentile 99": float(np.percentile(np.abs(x), 99.0)),
-        "least squared error": float(min(candidates, key=lambda limit: sum(errors(x, limit, bits)))),
-    }
+    found = {}
+    for label, (name, options) in RULES.items():
+        observer = OBSERVERS[name](QuantSpec(bits=bits, range="narrow"), **options)
+        observer.observe(x)
+        found[label] = float(observer.range()[1])
+    return found
 
 
 def clipping_lesson(_sample: Sample) -> Lesson:

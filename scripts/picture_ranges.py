@@ -74,7 +74,12 @@ def draw_clipping(_sample: Sample) -> Figure:
     costs.plot(cuts, rounding, color=BLUE, label="rounding")
     costs.plot(cuts, clipping, color=ORANGE, label="clipping")
     costs.plot(cuts, rounding + clipping, color=INK, label="both")
-    chosen = {"percentile 99": (GREEN, 0.36), "least squared error": (RED, 0.3), "percentile 99.9": (GREY, 0.24)}
+    chosen = {
+        "percentile 99": (GREEN, 0.36),
+        "least squared error": (RED, 0.3),
+        "percentile 99.9": (GREY, 0.24),
+        "entropy": (BLUE, 0.18),
+    }
     for name, limit in limits(x).items():
         color, height = chosen.get(name, (GREY, 0.36))
         for ax in (counts, costs):

@@ -22,8 +22,9 @@ class Entropy(SearchObserver):
 
     S. Migacz, "8-bit inference with TensorRT" (GTC 2017); `llmq_kernels.clipping.divergences` has the formula. A step
     of the grid is never less than a bin: finer ones would tell all bins apart and lose nothing, whatever they clip.
-    Values in the bin of zero do not count where there are others: every grid has a code for zero, and the many zeros that
-    a ReLU leaves would only ask for steps so small that nothing shares their code.
+    Values in the bin of zero do not count where there are others: every grid has a code for zero, and the many zeros
+    that a ReLU leaves would only ask for steps so small that nothing shares their code. A cut keeps at least as many
+    bins that are not empty as there are codes: the fewer it keeps, the less there is to lose, and of one nothing.
 
     Parameters
     ----------
@@ -56,6 +57,16 @@ class Entropy(SearchObserver):
         counts = np.where((centres > 0) & (centres < histogram.width[:, None]), 0, histogram.counts)
         counts = np.where(counts.any(axis=1, keepdims=True), counts, histogram.counts)
         costs = divergences(counts, centres, grids)
-        fine = grids.scale < histogram.width[:, None]
-        fine[:, 0] = False  # the whole range is always there to choose
-        return np.where(fine, np.inf, costs)
+        left_out = (grids.scale < histogram.width[:, None]) | (_kept(counts, centres, grids) < 2**self.spec.bits)
+        left_out[:, 0] = False  # the whole range is always there to choose
+        return np.where(left_out, np.inf, costs)
+
+
+def _kept(counts: np.ndarray, centres: np.ndarray, grids: Candidates) -> np.ndarray:
+    """Bins that are not empty and that grids do not clip, int64 (channels, n)."""
+    low, high = (grids.scale * (code - grids.zero_point) for code in (grids.lowest - 0.5, grids.highest + 0.5))
+    found = np.empty(grids.scale.shape, np.int64)
+    for channel, some in enumerate(counts > 0):
+        values = centres[channel][some]
+        found[channel] = np.searchsorted(values, high[channel], "right") - np.searchsorted(values, low[channel])
+    return found

@@ -86,10 +86,20 @@ def test_entropy_is_that_of_the_histogram_of_all_the_data(spec: QuantSpec, x: np
         return divergences_reference(counts[None], centres[None], grid)[0]
 
     low, high = (ends[0] for ends in thresholds(np.array([x.min()]), np.array([x.max()])))
-    coarse = np.flatnonzero(scale_and_zero_point(low, high, spec)[0] >= width)
-    best = cost(low[[0, *coarse]], high[[0, *coarse]]).min()
+    scale, zero_point, lowest, highest = grids(low[None], high[None], spec)
+    codes = np.rint(centres / scale[0][:, None] + zero_point[0][:, None])
+    kept = ((codes >= lowest) & (codes <= highest)).sum(axis=1)
+    able = np.flatnonzero((scale[0] >= width) & (kept >= 2**spec.bits))
+    best = cost(low[[0, *able]], high[[0, *able]]).min()
     chosen = cost(*(np.atleast_1d(end) for end in observer.range()))
     assert chosen == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+def test_entropy_keeps_levels_that_are_few() -> None:
+    """Of seventeen levels a cut to one would lose no information about that one."""
+    x = np.random.default_rng(0).integers(0, 17, 10_000) / 16
+    low, high = observed(Entropy, x.astype(np.float32), 0, QuantSpec(bits=4, symmetric=False)).range()
+    assert (low, high) == (0, 1)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
