@@ -58,7 +58,8 @@ class QuantSpec:
     Raises
     ------
     ValueError
-        A width or group size out of range, a narrow range of one bit, or a combination that makes no sense.
+        A width or group size out of range, a narrow range of one bit, a value of another type, or a combination that
+        makes no sense.
     """
 
     bits: int = 4
@@ -73,6 +74,7 @@ class QuantSpec:
     observer: str = "minmax"
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.bits not in range(1, 9):
             raise ValueError(f"bits must be 1 to 8, not {self.bits}")
         if self.group_size != -1 and self.group_size < 1:
@@ -88,6 +90,15 @@ class QuantSpec:
         if self.strategy != "group":
             object.__setattr__(self, "group_size", -1)
 
+    def _check_types(self) -> None:
+        for name in ("bits", "group_size"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("symmetric", "signed_scale", "dynamic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if self.scale_dtype is not None and self.scale_dtype not in FLOAT_DTYPES:
+            raise ValueError(f"scale_dtype must be {', '.join(FLOAT_DTYPES)} or None, not {self.scale_dtype!r}")
+
     def resolve(self, columns: int, dtype: ScaleDtype) -> QuantSpec:
         """Fill in what depends on the weight: a channel is a group as long as a row, and scales have its dtype."""
         group_size = columns if self.group_size == -1 else self.group_size
@@ -96,6 +107,13 @@ class QuantSpec:
     def divides(self, columns: int) -> bool:
         """Whether rows of `columns` elements split into whole groups."""
         return self.group_size == -1 or columns % self.group_size == 0
+
+
+def _whole(name: str, value: Any) -> int:
+    """Value as an int; True and 8.0 are none."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -114,8 +132,8 @@ class QuantScheme:
     Raises
     ------
     ValueError
-        A spec that its tensor cannot have: weights that are dynamic or by token, activations by channel or by group,
-        activations of one bit, or outputs with ranges at run time.
+        No spec, or one that its tensor cannot have: weights that are dynamic or by token, activations by channel or by
+        group, activations of one bit, or outputs with ranges at run time.
     """
 
     weight: QuantSpec = QuantSpec(bits=8, range="narrow", signed_scale=False, scale_dtype="float32", strategy="channel")
@@ -123,6 +141,10 @@ class QuantScheme:
     output: QuantSpec | None = None
 
     def __post_init__(self) -> None:
+        for name in ("weight", "input", "output"):
+            found = getattr(self, name)
+            if not isinstance(found, QuantSpec) and (name == "weight" or found is not None):
+                raise ValueError(f"{name} must be a QuantSpec, not {found!r}")
         if self.weight.dynamic or self.weight.strategy == "token":
             raise ValueError("weights have fixed ranges: neither dynamic nor by token")
         for name, spec in (("input", self.input), ("output", self.output)):

@@ -111,7 +111,7 @@ class ActivationGrid:
         Raises
         ------
         ValueError
-            A static spec without a range, or a dynamic one with a range.
+            A static spec without a range, a dynamic one with a range, or what is no range.
         """
         if spec.dynamic:
             if range_ is not None:
@@ -122,7 +122,10 @@ class ActivationGrid:
                 f"{name}_range is missing: a static {name} needs a range from calibration (or dynamic=True)"
             )
         # A range of zeros, as of a ReLU that never fired, has no scale of its own: one that is far from any limit.
-        low, high = range_ if any(range_) else (-1.0, 1.0)
+        ends = np.asarray(range_)
+        if ends.shape != (2,) or ends.dtype.kind not in "iuf":
+            raise ValueError(f"{name}_range must be two numbers, not {range_!r}")
+        low, high = ends.tolist() if ends.any() else (-1.0, 1.0)
         scale, zero_point = scale_and_zero_point(low, high, spec)
         point = 0 if zero_point is None else int(zero_point) - (1 << (spec.bits - 1))
         return cls(spec, np.asarray(scale, np.float32), np.asarray(point, np.int32))
@@ -163,6 +166,8 @@ class ActivationGrid:
         """Check that integers which come in are those the layer was made for; ValueError if they are not."""
         if self.scale is None or self.zero_point is None:
             raise ValueError("integers came in, but the layer finds the range of its input at run time")
+        if np.ndim(x.scale) or np.ndim(x.zero_point):
+            raise ValueError(f"integers with {np.size(x.scale)} scales came in (expected one, {float(self.scale):g})")
         if x.bits != self.spec.bits or x.scale != self.scale or x.zero_point != self.zero_point:
             raise ValueError(
                 f"integers of scale {float(x.scale):g} and zero point {int(x.zero_point)} came in (expected "

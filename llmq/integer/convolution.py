@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from llmq.integer.activations import Quantized
 from llmq.integer.product import ProductLayer, quantized_parts
+from llmq.integer.weights import weight_array
 from llmq.spec import QuantScheme
 from llmq_kernels.convolution import Convolution, integer_convolve, integer_convolve_reference
 from llmq_kernels.integer_layers import convolution_layer
@@ -86,6 +87,7 @@ class Conv2d(ProductLayer):
         ValueError
             Arrays, ranges or a geometry that do not fit each other or the scheme.
         """
+        weight = weight_array(weight)
         if weight.ndim != 4:
             raise ValueError(f"weight must have shape (filters, channels, height, width), not {weight.shape}")
         _check_scheme(scheme)
@@ -135,6 +137,7 @@ class Conv1d:
         **geometry: Unpack[Geometry],
     ) -> Self:
         """Quantize a layer: weight (filters, channels / groups, kernel); else as `Conv2d.quantize`."""
+        weight = weight_array(weight)
         if weight.ndim != 3:
             raise ValueError(f"weight must have shape (filters, channels, length), not {weight.shape}")
         ranges = input_range, output_range
@@ -172,9 +175,10 @@ class Conv1d:
 
 
 def _add_height(x: np.ndarray | Quantized) -> np.ndarray | Quantized:
+    x = x if isinstance(x, Quantized) else np.asarray(x)
     if len(x.shape) != 3:
         raise ValueError(f"x must have shape (n, channels, length), not {x.shape}")
-    return x.with_codes(x.codes[:, :, None]) if isinstance(x, Quantized) else np.asarray(x)[:, :, None]
+    return x.with_codes(x.codes[:, :, None]) if isinstance(x, Quantized) else x[:, :, None]
 
 
 def _drop_height(y: np.ndarray | Quantized) -> np.ndarray | Quantized:
@@ -189,7 +193,7 @@ def _one(name: str, size: Any) -> int:
 
 
 def _check_scheme(scheme: QuantScheme | None) -> None:
-    if scheme is not None and scheme.weight.strategy == "group" and scheme.weight.group_size != -1:
+    if isinstance(scheme, QuantScheme) and scheme.weight.strategy == "group" and scheme.weight.group_size != -1:
         raise ValueError("filters have a range each (strategy channel) or one for all (tensor), not one a group")
 
 
@@ -218,7 +222,7 @@ def convolution_of(shape: tuple[int, ...], geometry: Geometry) -> Convolution:
         "padding": _pair("padding", geometry.get("padding", 0)),
         "dilation": _pair("dilation", geometry.get("dilation", 1)),
     }
-    groups = geometry.get("groups", 1)
+    groups = _one("groups", geometry.get("groups", 1))
     found = Convolution((shape[2], shape[3]), groups=groups, **sizes)
     if shape[0] % groups:
         raise ValueError(f"{shape[0]} filters do not make {groups} groups")
@@ -233,7 +237,16 @@ def _pair(name: str, size: Any) -> tuple[int, int]:
 
 
 def convolve_floats(x: np.ndarray, weight: np.ndarray, geometry: Convolution) -> np.ndarray:
-    """Convolve float32 (n, channels, height, width) with float32 (filters, channels / groups, kernel)."""
+    """Convolve float32 (n, channels, height, width) with float32 (filters, channels / groups, kernel).
+
+    Raises
+    ------
+    ValueError
+        A shape that does not fit.
+    """
+    expected = weight.shape[1] * geometry.groups
+    if x.ndim != 4 or x.shape[1] != expected:
+        raise ValueError(f"x must have shape (n, {expected}, height, width), not {x.shape}")
     n, channels, height, width = x.shape
     rows, columns = geometry.output_size(height, width)
     (ph, pw), (dh, dw), (sh, sw) = geometry.padding, geometry.dilation, geometry.stride

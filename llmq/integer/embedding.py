@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmq.integer.weights import LayerWeight, quantize_weight
+from llmq.integer.weights import LayerWeight, quantize_weight, weight_array
 from llmq_kernels.pack import unpack
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Embedding:
     @classmethod
     def quantize(cls, weight: np.ndarray, spec: QuantSpec) -> Self:
         """Quantize a table, float (num_embeddings, embedding_dim); ValueError if it is none, or not finite."""
+        weight = weight_array(weight)
         if weight.ndim != 2:
             raise ValueError(f"weight must have shape (num_embeddings, embedding_dim), not {weight.shape}")
         return cls(quantize_weight(weight, spec))

@@ -102,6 +102,8 @@ def save(layer: Layer, path: str | os.PathLike[str]) -> None:
         A layer of another kind.
     """
     tensors: dict[str, np.ndarray] = {}
+    if not isinstance(layer, _LAYERS):
+        raise UnsupportedError(f"network: layers of the kind {type(layer).__name__} cannot be saved")
     tree = {"version": _VERSION, "network": _encoded(layer, "network", tensors)}
     atomic_write(Path(path), to_bytes(tensors, {_KEY: json_strict.dumps(tree).decode()}))
 
@@ -160,9 +162,9 @@ def _encoded(value: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
     """Value as JSON; arrays go to `tensors`, under the name of the place where they stand."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
     if isinstance(value, np.ndarray):
-        if value.ndim == 0:
-            return value.item()
         tensors[name] = np.ascontiguousarray(value)
         return {"kind": "tensor"}
     if isinstance(value, tuple | list):

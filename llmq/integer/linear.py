@@ -9,6 +9,7 @@ import numpy as np
 
 from llmq.integer.activations import Quantized
 from llmq.integer.product import ProductLayer, quantized_parts
+from llmq.integer.weights import weight_array
 from llmq.spec import QuantScheme
 from llmq_kernels.integer import integer_matmul, integer_matmul_reference
 from llmq_kernels.integer_layers import linear_layer
@@ -64,6 +65,7 @@ class Linear(ProductLayer):
         >>> layer(np.array([[3.0, 1.0]], np.float32)).round(1).tolist()
         [[1.5]]
         """
+        weight = weight_array(weight)
         if weight.ndim != 2:
             raise ValueError(f"weight must have shape (out_features, in_features), not {weight.shape}")
         return cls(*quantized_parts(weight, bias, scheme or QuantScheme(), (input_range, output_range)))

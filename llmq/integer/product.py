@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from llmq.integer.activations import ActivationGrid, Quantized
 from llmq.integer.weights import LayerWeight, quantize_weight
+from llmq.spec import QuantScheme
 from llmq_kernels.inputs import quantize_inputs
 from llmq_kernels.integer_layers import InputGrid, RowScales
 from llmq_kernels.requantize import (
@@ -20,9 +21,6 @@ from llmq_kernels.requantize import (
     requantize,
     requantize_reference,
 )
-
-if TYPE_CHECKING:
-    from llmq.spec import QuantScheme
 
 __all__ = ["Grids", "ProductLayer", "quantized_parts"]
 
@@ -80,10 +78,10 @@ class ProductLayer(ABC):
 
     def __post_init__(self) -> None:
         bias, weight, given = self.bias, self.weight, self.grids.input
-        if bias is not None and (
-            bias.shape != (weight.rows,) or bias.dtype != np.float32 or not np.isfinite(bias).all()
-        ):
-            raise ValueError(f"bias must be finite float32 of shape ({weight.rows},), not {bias.shape}")
+        if bias is not None and (bias.shape != (weight.rows,) or bias.dtype != np.float32):
+            raise ValueError(f"bias must be float32 of shape ({weight.rows},), not {bias.dtype} of {bias.shape}")
+        if bias is not None and not np.isfinite(bias).all():
+            raise ValueError("bias must be finite, not NaN or infinite")
         if self.grids.output is not None:
             if given is None or given.scale is None or len(weight.parts) > 1:
                 raise ValueError("integer results need a static input, and one scale for each row of the weight")
@@ -110,11 +108,11 @@ class ProductLayer(ABC):
         TypeError, ValueError
             A shape that does not fit, integers of another grid, or values that are not finite.
         """
-        return self._run(x, reference=False)
+        return self._run(x if isinstance(x, Quantized) else np.asarray(x), reference=False)
 
     def reference(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Specify the layer in plain NumPy, with sums in int64."""
-        return self._run(x, reference=True)
+        return self._run(x if isinstance(x, Quantized) else np.asarray(x), reference=True)
 
     def integer_forward(self, x: Quantized) -> np.ndarray:
         """Sums of products without the bias, int32; float32 results have more than one scale where there are groups.
@@ -259,12 +257,16 @@ def quantized_parts(
         A bias that does not fit the weight, NaN or infinity, a missing range, rows too long for 32-bit sums, or a
         scheme that cannot be.
     """
+    if not isinstance(scheme, QuantScheme):
+        raise TypeError(f"scheme must be a QuantScheme, not {type(scheme).__name__}")
     rows = weight.shape[0]
     if bias is not None:
         bias = np.ascontiguousarray(bias, np.float32)
         # Scales are chosen for it.
-        if bias.shape != (rows,) or not np.isfinite(bias).all():
-            raise ValueError(f"bias must be finite and of shape ({rows},), not {bias.shape}")
+        if bias.shape != (rows,):
+            raise ValueError(f"bias must be of shape ({rows},), not {bias.shape}")
+        if not np.isfinite(bias).all():
+            raise ValueError("bias must be finite, not NaN or infinite")
     given, wanted = ranges
     output = None if scheme.output is None else ActivationGrid.of(scheme.output, wanted, "output")
     grid = None if scheme.input is None else ActivationGrid.of(scheme.input, given)

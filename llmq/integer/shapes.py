@@ -35,8 +35,10 @@ class Flatten:
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, ...) to (n, product)."""
-        values = x.codes if isinstance(x, Quantized) else x
-        flat = values.reshape(*values.shape[: self.start_dim], -1)
+        values = x.codes if isinstance(x, Quantized) else np.asarray(x)
+        before = values.shape[: self.start_dim]
+        # Of nothing, -1 would leave the size open.
+        flat = values.reshape(*before, prod(values.shape[len(before) :]))
         return x.with_codes(flat) if isinstance(x, Quantized) else flat
 
 
@@ -69,7 +71,7 @@ class MaxPool2d:
         """Run the layer, (n, channels, height, width)."""
         if isinstance(x, Quantized):
             return x.with_codes(_reduced(x.codes, self, -128, np.maximum))
-        return _reduced(x, self, -np.inf, np.maximum)
+        return _reduced(np.asarray(x, np.float32), self, -np.inf, np.maximum)
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,14 @@ class AdaptiveAvgPool2d:
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, channels, height, width) to (n, channels, 1, 1)."""
-        if isinstance(x, Quantized):
-            sums = x.centred().sum(axis=(2, 3), keepdims=True, dtype=np.int32)
-            return _average(x, sums, x.shape[2] * x.shape[3])
-        return np.asarray(x.mean(axis=(2, 3), keepdims=True, dtype=np.float32))
+        values = x if isinstance(x, Quantized) else np.asarray(x, np.float32)
+        shape = values.shape
+        if len(shape) != 4 or shape[2] * shape[3] == 0:
+            raise ValueError(f"x must have shape (n, channels, height, width) and hold pixels, not {shape}")
+        if isinstance(values, Quantized):
+            sums = values.centred().sum(axis=(2, 3), keepdims=True, dtype=np.int32)
+            return _average(values, sums, shape[2] * shape[3])
+        return np.asarray(values.mean(axis=(2, 3), keepdims=True, dtype=np.float32))
 
 
 def _average(x: Quantized, sums: np.ndarray, area: int) -> Quantized:
@@ -136,10 +142,10 @@ def _average(x: Quantized, sums: np.ndarray, area: int) -> Quantized:
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2:
-        raise ValueError(f"a size is one number or two, not {pair}")
-    return pair[0], pair[1]
+    sizes = np.atleast_1d(size)
+    if sizes.shape not in ((1,), (2,)) or sizes.dtype.kind not in "iu":
+        raise ValueError(f"a size is one whole number or two, not {size!r}")
+    return int(sizes[0]), int(sizes[-1])
 
 
 def _window_of(layer: MaxPool2d | AvgPool2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

@@ -13,9 +13,11 @@ from llmq.observers import quantize_array, range_for, scale_and_zero_point
 from llmq_kernels.integer_weight import IntegerWeight
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from llmq.spec import QuantSpec
 
-__all__ = ["LayerWeight", "quantize_weight"]
+__all__ = ["LayerWeight", "quantize_weight", "weight_array"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,15 @@ class LayerWeight:
         return np.concatenate(parts, axis=1).astype(np.float32).reshape(self.shape)
 
 
+def weight_array(weight: ArrayLike) -> np.ndarray:
+    """View a weight as an array; TypeError if it does not hold numbers."""
+    found = np.asarray(weight)
+    # V: the float dtypes that NumPy does not know.
+    if found.dtype.kind not in "fiuV":
+        raise TypeError(f"weight must be an array of floats, not {type(weight).__name__} of {found.dtype}")
+    return found
+
+
 def quantize_weight(weight: np.ndarray, spec: QuantSpec, least_scale: np.ndarray | None = None) -> LayerWeight:
     """Quantize a weight: ranges by `spec.observer`, of the tensor, of each row or of each group of a row.
 
@@ -94,10 +105,10 @@ def quantize_weight(weight: np.ndarray, spec: QuantSpec, least_scale: np.ndarray
     ValueError
         An unknown observer, NaN or infinity, or groups that do not divide a row.
     """
+    if weight.size == 0:
+        raise ValueError(f"a weight of shape {weight.shape} is empty")
     flat = np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
     rows, columns = flat.shape
-    if columns == 0 or rows == 0:
-        raise ValueError(f"a weight of shape {weight.shape} is empty")
     size = columns if spec.strategy != "group" or spec.group_size == -1 else spec.group_size
     if columns % size:
         raise ValueError(f"groups of {size} do not divide rows of {columns}")

@@ -69,6 +69,10 @@ class IntegerModule(nn.Module):
         bias = getattr(self.layer, "bias", None)
         return None if bias is None else torch.from_numpy(bias.copy()).to(self._dtype)
 
+    def fits(self, replaced: nn.Module) -> bool:
+        """Whether a layer has the sizes of the one that this one stands for."""
+        return getattr(replaced, "weight", None) is not None and replaced.weight.shape == self._shape
+
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights, scales, zero points and biases."""
@@ -90,6 +94,8 @@ class IntegerModule(nn.Module):
         """
         if self.kind == "Embedding":
             return torch.from_numpy(self.layer(input.detach().cpu().numpy())).to(input.device, self._dtype)
+        if not input.is_floating_point():
+            raise TypeError(f"input must be a float tensor, not {input.dtype}")
         y = self.compute(to_numpy(input))
         return torch.from_numpy(y).to(input.device, input.dtype)
 

@@ -100,7 +100,7 @@ def report(model: nn.Module, converted: nn.Module, inputs: Any) -> Report:
     Raises
     ------
     UsageError
-        Nothing is converted, or the models do not belong to each other.
+        Nothing is converted, the models do not belong to each other, or there are no inputs.
     UnsupportedError
         A layer that was not called equally often in both.
     """
@@ -112,17 +112,21 @@ def report(model: nn.Module, converted: nn.Module, inputs: Any) -> Report:
     floats, integers = modules_by_name(reference), modules_by_name(ours)
     watches = {}
     for name, layer in layers.items():
-        if name not in floats or type(floats[name]).__name__ != layer.kind:
+        if name not in floats or type(floats[name]).__name__ != layer.kind or not layer.fits(floats[name]):
             raise UsageError(
                 "is in the converted model only", tensor=label(name), hint="give the model that was prepared"
             )
         watches[name] = _Watch(layer)
         watches[name].watch(floats[name], floats[layer.chain.last], integers[name])
+    ran = False
     for batch in [inputs] if isinstance(inputs, torch.Tensor | tuple | dict) else inputs:
+        ran = True
         call(reference, batch)
         call(ours, batch)
         for name, watch in watches.items():
             watch.expect_nothing(name)
+    if not ran:
+        raise UsageError("inputs hold nothing to run", hint="report(model, converted, inputs)")
     return Report(tuple(watch.error(name) for name, watch in watches.items()))
 
 

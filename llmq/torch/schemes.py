@@ -36,7 +36,7 @@ def schemes_of(
     Raises
     ------
     UsageError
-        An override names no module, or nothing to quantize; an unknown observer.
+        An override names no module, or nothing to quantize; no scheme; an unknown observer.
     UnsupportedError
         A layer that integer layers cannot stand for, or nothing to quantize at all.
     """
@@ -86,4 +86,6 @@ def _is_within(name: str, parent: str) -> bool:
 
 
 def _scheme(given: QuantScheme | QuantSpec) -> QuantScheme:
+    if not isinstance(given, QuantScheme | QuantSpec):
+        raise UsageError("unknown scheme", expected="QuantScheme or QuantSpec", found=repr(given))
     return QuantScheme(weight=given, input=None) if isinstance(given, QuantSpec) else given

@@ -116,6 +116,11 @@ def test_layers_that_give_nothing_but_zeros() -> None:
     assert (np.abs(quantized(_random(2, 4, seed=2)) - _random(3, seed=1)) <= 0.501 * step).all()
 
 
+def test_images_not_in_a_list() -> None:
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 3, height, width\), not \(3, 5, 5\)"):
+        calibrate([FloatConv2d(_random(2, 3, 3, 3))], _random(4, 3, 5, 5))
+
+
 def test_data_is_needed() -> None:
     with pytest.raises(ValueError, match="nothing was observed"):
         calibrate([FloatLinear(_random(2, 2))], [])

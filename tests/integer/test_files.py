@@ -87,11 +87,18 @@ def test_files_are_no_larger_than_their_weights(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_size < layer.weight.nbytes + 2000 == 256 * 512 // 4 + 256 * 4 + 2000
 
 
+def test_sizes_of_numpy_can_be_written(tmp_path: Path) -> None:
+    save(MaxPool2d(np.int64(2)), tmp_path / "a")
+    assert load(tmp_path / "a") == MaxPool2d(2)
+
+
 def test_other_layers_cannot_be_written(tmp_path: Path) -> None:
     class Own:
         def __call__(self, x: Any) -> Any:
             return x
 
+    with pytest.raises(UnsupportedError, match=r"network: layers of the kind int cannot"):
+        save(3, tmp_path / "b")  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match=r"network\.layers\.1: layers of the kind Own"):
         save(Sequential((ReLU(), Own())), tmp_path / "a")
     assert not list(tmp_path.iterdir())

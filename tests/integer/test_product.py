@@ -182,6 +182,8 @@ def test_integers_of_another_grid_are_refused() -> None:
     x = layer.grids.input.encode(_arrays("linear")[2])
     with pytest.raises(ValueError, match=r"integers of scale .* came in \(expected"):
         layer(Quantized(x.codes, x.scale * 2, x.zero_point))
+    with pytest.raises(ValueError, match=r"with 7 scales came in \(expected one"):
+        layer(Quantized(x.codes, np.full(7, x.scale), np.full(7, x.zero_point)))
     with pytest.raises(ValueError, match="at run time"):
         _make("linear", QuantScheme(input=INPUTS["dynamic"]))(x)
     with pytest.raises(ValueError, match="multiplies floats"):
@@ -197,7 +199,10 @@ WEIGHT = np.ones((4, 6), np.float32)
         ({}, "input_range is missing"),
         ({"input_range": (0, 1), "output_range": (0, 1)}, "the scheme has no output"),
         ({"input_range": (0, 1), "bias": np.ones(3, np.float32)}, r"shape \(4,\), not \(3,\)"),
-        ({"input_range": (0, 1), "bias": np.full(4, np.nan)}, "finite"),
+        ({"input_range": (0, 1), "bias": np.full(4, np.nan)}, "must be finite, not NaN"),
+        ({"input_range": (0, 1, 2)}, r"input_range must be two numbers, not \(0, 1, 2\)"),
+        ({"input_range": 3}, "input_range must be two numbers, not 3"),
+        ({"weight": np.ones((0, 6)), "input_range": (0, 1)}, "empty"),
         ({"input_range": (1, 0)}, "above its upper end"),
         ({"weight": np.full((4, 6), np.inf), "input_range": (0, 1)}, "NaN or infinity"),
         ({"weight": np.ones((4, 0)), "input_range": (0, 1)}, "empty"),
@@ -236,6 +241,8 @@ def test_layers_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
         (Conv2d, (4, 2, 3, 3), {"padding": "same"}, "padding must be one whole number or two"),
         (Conv2d, (4, 2, 3, 3), {"padding": -1}, "padding must be"),
         (Conv2d, (4, 2, 3, 3), {"groups": 3}, "do not make 3 groups"),
+        (Conv2d, (4, 2, 3, 3), {"groups": "2"}, "groups must be one whole number, not '2'"),
+        (Conv2d, (4, 2, 3, 3), {"groups": True}, "groups must be one whole number, not True"),
         (Conv1d, (4, 2, 3, 3), {}, "filters, channels, length"),
         (Conv1d, (4, 2, 3), {"stride": (1, 2)}, "stride must be one whole number"),
         (Conv2d, (4, 2, 3, 3), {"scheme": QuantScheme(QuantSpec(group_size=9))}, "not one a group"),
@@ -256,3 +263,20 @@ def test_shapes_that_do_not_fit(name: str) -> None:
     empty = np.zeros((0, *LAYERS[name][2][1:]), np.float32)
     for spec in (*INPUTS.values(), None):
         assert _make(name, QuantScheme(input=spec))(empty).shape[0] == 0
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_lists_are_arrays_too(name: str) -> None:
+    layer, x = _make(name, QuantScheme()), _arrays(name)[2]
+    np.testing.assert_array_equal(layer(x.astype(float).tolist()), layer(x))
+    with pytest.raises(TypeError, match="x must be float32, not int64"):
+        layer(x.astype(np.int64).tolist())
+
+
+def test_what_is_no_weight_and_no_scheme() -> None:
+    for weight in (None, WEIGHT.astype(complex), [["a"]]):
+        with pytest.raises(TypeError, match="weight must be an array of floats, not"):
+            Linear.quantize(weight, input_range=(0, 1))  # type: ignore[arg-type]
+    for kind, ones in ((Linear, WEIGHT), (Conv1d, WEIGHT[..., None]), (Conv2d, WEIGHT[..., None, None])):
+        with pytest.raises(TypeError, match="scheme must be a QuantScheme, not QuantSpec"):
+            kind.quantize(ones, None, QuantSpec(strategy="channel"), input_range=(0, 1))  # type: ignore[arg-type]

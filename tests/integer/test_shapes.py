@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llmq.integer import AdaptiveAvgPool2d, Add, AvgPool2d, Flatten, MaxPool2d, Quantized, ReLU
+from llmq.integer import ActivationGrid, AdaptiveAvgPool2d, Add, AvgPool2d, Flatten, MaxPool2d, Quantized, ReLU
 from llmq.spec import QuantSpec
 
 SPEC = QuantSpec(bits=8, strategy="tensor", symmetric=False)
@@ -104,11 +104,25 @@ def test_sums_of_floats_and_of_both() -> None:
     [
         (lambda: MaxPool2d(0), "at least 1"),
         (lambda: AvgPool2d(2, padding=2), "half of the kernel"),
-        (lambda: MaxPool2d((1, 2, 3)), "one number or two"),
+        (lambda: MaxPool2d((1, 2, 3)), "one whole number or two"),
+        (lambda: MaxPool2d(2.5), "one whole number or two, not 2.5"),
         (lambda: AdaptiveAvgPool2d(2), "one mean a channel"),
+        (lambda: AdaptiveAvgPool2d()(np.zeros((1, 1, 0, 9), np.float32)), r"hold pixels, not \(1, 1, 0, 9\)"),
+        (lambda: AdaptiveAvgPool2d()(np.zeros((3, 9), np.float32)), r"hold pixels, not \(3, 9\)"),
         (lambda: MaxPool2d(3)(np.zeros((1, 1, 2, 9), np.float32)), "hold windows"),
     ],
 )
 def test_layers_that_cannot_be(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_no_images_at_all() -> None:
+    none = np.zeros((0, 3, 4, 4), np.float32)
+    for x in (none, ActivationGrid.of(SPEC, (-1.0, 1.0)).encode(none)):
+        assert [layer(x).shape for layer in (Flatten(), Flatten(2), MaxPool2d(2), AdaptiveAvgPool2d())] == [
+            (0, 48),
+            (0, 3, 16),
+            (0, 3, 2, 2),
+            (0, 3, 1, 1),
+        ]

@@ -288,3 +288,11 @@ def test_a_head_that_reads_the_table():
 
     model, ids = Tied(), torch.tensor([[1, 2, 8]])
     assert close(model, convert(prepare(model)), ids)
+
+
+def test_integers_are_no_input_of_a_linear():
+    prepared = prepare(nn.Linear(2, 2))
+    prepared(torch.randn(3, 2))
+    ours = convert(prepared)
+    with pytest.raises(TypeError, match=r"input must be a float tensor, not torch\.int32"):
+        ours(torch.ones(3, 2, dtype=torch.int32))

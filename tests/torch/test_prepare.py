@@ -176,3 +176,9 @@ def test_the_signature_stays():
         assert torch.equal(prepared(x, scale=2.0), prepared(x) * 2)
         assert torch.equal(prepared(x, torch.zeros(3, 1)), torch.zeros(3, 2))
     assert np.ptp(calibrations(prepared)["fc"].observer.range()) > 0
+
+
+@pytest.mark.parametrize("arguments", [{"scheme": "int8"}, {"overrides": {"": 8}}])
+def test_what_is_no_scheme(arguments):
+    with pytest.raises(UsageError, match=r"unknown scheme .*expected QuantScheme or QuantSpec, found"):
+        prepare(nn.Linear(2, 2), **arguments)

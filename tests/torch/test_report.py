@@ -99,6 +99,10 @@ def test_models_that_do_not_belong_together():
     ours = converted(nn.Sequential(nn.Linear(2, 2)), torch.randn(3, 2))
     with pytest.raises(UsageError, match="0: is in the converted model only"):
         report(nn.Sequential(nn.Conv1d(1, 1, 1)), ours, torch.randn(3, 2))
+    with pytest.raises(UsageError, match="0: is in the converted model only"):
+        report(nn.Sequential(nn.Linear(2, 3)), ours, torch.randn(3, 2))
+    with pytest.raises(UsageError, match="inputs hold nothing to run"):
+        report(nn.Sequential(nn.Linear(2, 2)), ours, [])
     with pytest.raises(UsageError, match="nothing here was converted"):
         report(Net(), Net(), X)
 
