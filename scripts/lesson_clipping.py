@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def errors(x: np.ndarray, limit: float, bits: int = BITS) -> tuple[float, float]
     return float(squares[~outside].sum()) / x.size, float(squares[outside].sum()) / x.size
 
 
-RULES: Final[dict[str, tuple[str, dict[str, float]]]] = {
+RULES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "extremes": ("minmax", {}),
     "percentile 99.9": ("percentile", {"percentile": 99.9}),
     "percentile 99": ("percentile", {"percentile": 99.0}),
