@@ -106,7 +106,8 @@ class ProductLayer(ABC):
         Raises
         ------
         TypeError, ValueError
-            A shape that does not fit, integers of another grid, or values that are not finite.
+            A shape that does not fit, integers of another grid, or values that are not finite where their range is
+            found at run time; static ranges clip infinity, and NaN becomes the lowest code.
         """
         return self._run(x if isinstance(x, Quantized) else np.asarray(x), reference=False)
 

@@ -280,3 +280,14 @@ def test_what_is_no_weight_and_no_scheme() -> None:
     for kind, ones in ((Linear, WEIGHT), (Conv1d, WEIGHT[..., None]), (Conv2d, WEIGHT[..., None, None])):
         with pytest.raises(TypeError, match="scheme must be a QuantScheme, not QuantSpec"):
             kind.quantize(ones, None, QuantSpec(strategy="channel"), input_range=(0, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_that_are_not_finite(name: str) -> None:
+    x = np.zeros(LAYERS[name][2], np.float32)
+    lowest = np.full_like(x, -99.0)
+    static = _make(name, QuantScheme())
+    for value in (np.nan, -np.inf):
+        np.testing.assert_array_equal(static(x + np.float32(value)), static(lowest))
+        with pytest.raises(ValueError, match="must be finite"):
+            _make(name, QuantScheme(input=INPUTS["dynamic"]))(x + np.float32(value))
