@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Most tests compile kernels, on one thread: as many processes as cores, up to four, for memory's sake.
+PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help demo tour test test-slow check fix docs bench performance clean
@@ -38,8 +40,8 @@ tour: $(VENV)/.run
 	$(BIN)/python scripts/tour.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
-	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -m "not slow and not emitted" tests/kernels
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -m "not slow and not emitted" $(PARALLEL) tests/kernels
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
