@@ -6,14 +6,12 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
-from llmq.checkpoint.digests import new_digest, update_both
 from llmq.system.files import preadv, preallocate, pwrite, sync_data, sync_file
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from llmq.checkpoint.digests import Digest
     from llmq.checkpoint.layout import OutputTensor, ShardLayout
 
 __all__ = ["ShardFile"]
@@ -53,10 +51,9 @@ class ShardFile:
         self.complete = {tensor.name for tensor in layout.tensors if tensor.nbytes == 0}
         self._tensors = {tensor.name: tensor for tensor in layout.tensors}
         self._beside = beside
-        self._hashes: dict[str, Digest] = {}
+        self._hashes: dict[str, hashlib._Hash] = {}
         self._written: dict[str, int] = {}
-        self._file_hash = new_digest(layout.size)
-        self._file_hash.update(memoryview(layout.header))
+        self._file_hash = hashlib.sha256(layout.header)
         self._hashed = len(layout.header)
         self._next = 0  # the first tensor that may not be in the hash of the file yet
         self._fd = os.open(path, _FLAGS, 0o666)
@@ -97,7 +94,7 @@ class ShardFile:
             raise ValueError(f"tensor {name!r} has only {tensor.nbytes} bytes")
         offset = self.layout.offsets[name] + done
         pwrite(self._fd, data, offset)
-        grown = self._hashes[name] = self._hashes.get(name) or new_digest(self.layout.size)
+        grown = self._hashes.setdefault(name, hashlib.sha256())
         self._digest_both(grown, data, in_order=offset == self._hashed)
         self._written[name] = done + len(data)
         if self._written[name] < tensor.nbytes:
@@ -107,11 +104,8 @@ class ShardFile:
         self._hash_prefix()
         return grown.hexdigest()
 
-    def _digest_both(self, tensor: Digest, data: memoryview, *, in_order: bool) -> None:
+    def _digest_both(self, tensor: hashlib._Hash, data: memoryview, *, in_order: bool) -> None:
         """Take `data` into the checksum of its tensor and, if the file's has come so far, into that one."""
-        if in_order and update_both(tensor, self._file_hash, data):
-            self._hashed += len(data)
-            return
         beside = None
         if in_order and len(data) >= _WORTH_A_THREAD:
             beside = self._beside.submit(self._file_hash.update, data)
@@ -157,7 +151,7 @@ class ShardFile:
         self._hash_range(found, start, start + tensor.nbytes)
         return found.hexdigest()
 
-    def _hash_range(self, target: Digest, start: int, end: int) -> None:
+    def _hash_range(self, target: hashlib._Hash, start: int, end: int) -> None:
         buffer = memoryview(bytearray(min(_BLOCK, end - start)))
         while start < end:
             count = preadv(self._fd, buffer[: min(_BLOCK, end - start)], start)
