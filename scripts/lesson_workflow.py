@@ -11,7 +11,7 @@ from lesson import Lesson, Table
 from lesson_layers import LAYER
 from lesson_ranges import sqnr
 from llmq.integer import Linear
-from llmq.observers import OBSERVERS
+from llmq.observers import OBSERVERS, observer_class
 from llmq.spec import QuantScheme, QuantSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def quantized_layer(weight: np.ndarray, scheme: QuantScheme, calibration: np.nda
     """
     if scheme.input is None or scheme.input.dynamic:
         return Linear.quantize(weight, scheme=scheme)
-    observer = OBSERVERS[scheme.input.observer](scheme.input)
+    observer = observer_class(scheme.input)(scheme.input)
     for batch in np.array_split(calibration, 8):
         observer.observe(batch)
     low, high = observer.range()

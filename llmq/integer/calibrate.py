@@ -12,7 +12,7 @@ from llmq.integer.floats import FloatLayer
 from llmq.integer.residual import Add
 from llmq.integer.sequential import Residual, Sequential
 from llmq.integer.shapes import AdaptiveAvgPool2d, AvgPool2d
-from llmq.observers import OBSERVERS
+from llmq.observers import observer_class
 from llmq.spec import QuantScheme
 
 if TYPE_CHECKING:
@@ -122,9 +122,7 @@ def _watch(layer: Any, default: QuantScheme) -> _Watched:
 
 
 def _observer(spec: QuantSpec) -> Observer:
-    if spec.observer not in OBSERVERS:
-        raise ValueError(f"unknown observer {spec.observer!r}: choose one of {', '.join(OBSERVERS)}")
-    return OBSERVERS[spec.observer](replace(spec, strategy="tensor", dynamic=False))
+    return observer_class(spec)(replace(spec, strategy="tensor", dynamic=False))
 
 
 def _range(observer: Observer) -> Range:

@@ -12,7 +12,6 @@ import numpy as np
 from llmq.integer.activations import ActivationGrid, Quantized
 from llmq.integer.weights import LayerWeight, quantize_weight
 from llmq.spec import QuantScheme
-from llmq_kernels.inputs import quantize_inputs
 from llmq_kernels.integer_layers import InputGrid, RowScales
 from llmq_kernels.requantize import (
     dequantize_outputs,
@@ -148,7 +147,7 @@ class ProductLayer(ABC):
             return product if self.bias is None else product + _along(self.bias, product.ndim)
         if isinstance(x, Quantized):
             grid.expects(x)
-        elif not reference and self.grids.output is None and len(self.weight.parts) == 1:
+        elif not reference and self._at_once:
             return self._run_at_once(_floats(x), grid)
         else:
             encode = grid.encode_reference if reference else grid.encode
@@ -168,23 +167,21 @@ class ProductLayer(ABC):
             return result
         return np.asarray(result + rest.reshape(rest.shape + (1,) * (sums.ndim - 2)))
 
+    @property
+    def _at_once(self) -> bool:
+        """Whether floats become floats with the same numbers for all tokens, which kernels do in one go."""
+        assert self.grids.input is not None
+        own_bias = self.bias is not None and self.grids.input.spec.strategy == "token"
+        return self.grids.output is None and len(self.weight.parts) == 1 and not own_bias
+
     def _run_at_once(self, x: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         scale, zero_point = grid.parameters(x)
         inputs, row_scale = InputGrid(scale, zero_point, grid.spec.bits), self.weight.scale[:, 0]
         if self.bias is None:
             return self._layer(x, inputs, RowScales(row_scale))
         codes, rest = self._bias_codes(scale) if grid.scale is None else self._static_bias
-        if len(codes) == 1:
-            result = self._layer(x, inputs, RowScales(row_scale, codes[0]))
-        else:
-            # Every token has a scale of its own, and so codes of the bias.
-            found = Quantized(quantize_inputs(x, scale, zero_point, bits=grid.spec.bits), scale, zero_point)
-            sums = self._sums(found, 0, reference=False)
-            sums += codes.reshape(codes.shape + (1,) * (sums.ndim - 2))
-            result = dequantize_outputs(sums, scale, row_scale)
-        if rest.any():
-            result += rest.reshape(rest.shape + (1,) * (result.ndim - 2))
-        return result
+        result = self._layer(x, inputs, RowScales(row_scale, codes[0]))
+        return result + _along(rest[0], result.ndim) if rest.any() else result
 
     def _finished(
         self, sums: np.ndarray, x_scale: np.ndarray, bias: np.ndarray | None, *, reference: bool

@@ -43,8 +43,8 @@ class Flatten:
 
 
 @dataclass(frozen=True)
-class MaxPool2d:
-    """The largest value of each window of images; what is padded counts as less than everything.
+class _Pool2d:
+    """Makes one value of each window of images.
 
     Parameters
     ----------
@@ -65,17 +65,54 @@ class MaxPool2d:
     padding: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        _window_of(self)
+        kernel, stride, padding = self._sizes
+        if min(kernel) < 1 or min(stride) < 1:
+            raise ValueError(f"kernel_size and stride must be at least 1, not {kernel} and {stride}")
+        if any(not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)):
+            raise ValueError(f"padding must be 0 up to half of the kernel {kernel}, not {padding}")
+
+    @property
+    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Kernel, stride and padding as pairs."""
+        kernel = _pair(self.kernel_size)
+        return kernel, kernel if self.stride is None else _pair(self.stride), _pair(self.padding)
+
+    def _reduced(self, x: np.ndarray, fill: float, combine: np.ufunc) -> np.ndarray:
+        """Combine the elements of each window of images, one place of the windows at a time."""
+        (kh, kw), (sh, sw), (ph, pw) = self._sizes
+        if x.ndim != 4 or x.shape[2] + 2 * ph < kh or x.shape[3] + 2 * pw < kw:
+            raise ValueError(
+                f"x must have shape (n, channels, height, width) and hold windows of {kh, kw}, not {x.shape}"
+            )
+        padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=fill) if ph or pw else x
+        rows, columns = (padded.shape[2] - kh) // sh + 1, (padded.shape[3] - kw) // sw + 1
+        total: np.ndarray | None = None
+        for i, j in np.ndindex(kh, kw):
+            part = padded[:, :, i : i + (rows - 1) * sh + 1 : sh, j : j + (columns - 1) * sw + 1 : sw]
+            total = part.copy() if total is None else combine(total, part, out=total)
+        assert total is not None
+        return total
+
+
+@dataclass(frozen=True)
+class MaxPool2d(_Pool2d):
+    """The largest value of each window of images; what is padded counts as less than everything.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding
+        In pixels: numbers or pairs. The stride is the kernel's size if None, the padding at most half of it.
+    """
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, channels, height, width)."""
         if isinstance(x, Quantized):
-            return x.with_codes(_reduced(x.codes, self, -128, np.maximum))
-        return _reduced(np.asarray(x, np.float32), self, -np.inf, np.maximum)
+            return x.with_codes(self._reduced(x.codes, -128, np.maximum))
+        return self._reduced(np.asarray(x, np.float32), -np.inf, np.maximum)
 
 
 @dataclass(frozen=True)
-class AvgPool2d:
+class AvgPool2d(_Pool2d):
     """The mean of each window of images, padded zeros included.
 
     Of integers, ``zero_point + round(sum of (code - zero_point) / area)``, halves to even.
@@ -84,26 +121,14 @@ class AvgPool2d:
     ----------
     kernel_size, stride, padding
         As for `MaxPool2d`.
-
-    Raises
-    ------
-    ValueError
-        Numbers out of range.
     """
-
-    kernel_size: int | Sequence[int]
-    stride: int | Sequence[int] | None = None
-    padding: int | Sequence[int] = 0
-
-    def __post_init__(self) -> None:
-        _window_of(self)
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, channels, height, width)."""
+        area = prod(self._sizes[0])
         if isinstance(x, Quantized):
-            return _average(x, _reduced(x.centred(), self, 0, np.add), prod(_window_of(self)[0]))
-        total = _reduced(np.asarray(x, np.float32), self, 0.0, np.add)
-        return np.asarray(total / np.float32(prod(_window_of(self)[0])))
+            return _average(x, self._reduced(x.centred(), 0, np.add), area)
+        return np.asarray(self._reduced(np.asarray(x, np.float32), 0.0, np.add) / np.float32(area))
 
 
 @dataclass(frozen=True)
@@ -146,29 +171,3 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     if sizes.shape not in ((1,), (2,)) or sizes.dtype.kind not in "iu":
         raise ValueError(f"a size is one whole number or two, not {size!r}")
     return int(sizes[0]), int(sizes[-1])
-
-
-def _window_of(layer: MaxPool2d | AvgPool2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Kernel, stride and padding of a layer as pairs; ValueError if they make no sense."""
-    kernel, padding = _pair(layer.kernel_size), _pair(layer.padding)
-    stride = kernel if layer.stride is None else _pair(layer.stride)
-    if min(kernel) < 1 or min(stride) < 1:
-        raise ValueError(f"kernel_size and stride must be at least 1, not {kernel} and {stride}")
-    if any(not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)):
-        raise ValueError(f"padding must be 0 up to half of the kernel {kernel}, not {padding}")
-    return kernel, stride, padding
-
-
-def _reduced(x: np.ndarray, layer: MaxPool2d | AvgPool2d, fill: float, combine: np.ufunc) -> np.ndarray:
-    """Combine the elements of each window of images, one place of the windows at a time."""
-    (kh, kw), (sh, sw), (ph, pw) = _window_of(layer)
-    if x.ndim != 4 or x.shape[2] + 2 * ph < kh or x.shape[3] + 2 * pw < kw:
-        raise ValueError(f"x must have shape (n, channels, height, width) and hold windows of {kh, kw}, not {x.shape}")
-    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=fill) if ph or pw else x
-    rows, columns = (padded.shape[2] - kh) // sh + 1, (padded.shape[3] - kw) // sw + 1
-    total: np.ndarray | None = None
-    for i, j in np.ndindex(kh, kw):
-        part = padded[:, :, i : i + (rows - 1) * sh + 1 : sh, j : j + (columns - 1) * sw + 1 : sw]
-        total = part.copy() if total is None else combine(total, part, out=total)
-    assert total is not None
-    return total

@@ -29,6 +29,7 @@ __all__ = [
     "Percentile",
     "StreamingHistogram",
     "dequantize_array",
+    "observer_class",
     "quantize_array",
     "range_for",
     "scale_and_zero_point",
@@ -45,6 +46,13 @@ OBSERVERS: Final[dict[str, type[Observer]]] = {
 
 _CHANNELS: Final = 1024
 """Ranges of a weight that are found at a time: each may need a histogram."""
+
+
+def observer_class(spec: QuantSpec) -> type[Observer]:
+    """Find the observer that `spec` names; ValueError if there is none of that name."""
+    if spec.observer not in OBSERVERS:
+        raise ValueError(f"unknown observer {spec.observer!r}: choose one of {', '.join(OBSERVERS)}")
+    return OBSERVERS[spec.observer]
 
 
 def range_for(weight: np.ndarray, spec: QuantSpec, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +88,7 @@ def range_for(weight: np.ndarray, spec: QuantSpec, **options: Any) -> tuple[np.n
     >>> a.tolist(), b.tolist()
     ([[-1.0, 2.0]], [[0.5, 3.0]])
     """
-    if spec.observer not in OBSERVERS:
-        raise ValueError(f"unknown observer {spec.observer!r}: choose one of {', '.join(OBSERVERS)}")
+    kind = observer_class(spec)
     weight = np.asarray(weight)
     if weight.ndim < 2 or weight.size == 0:
         raise ValueError(f"a weight must have rows and columns, not the shape {weight.shape}")
@@ -89,7 +96,7 @@ def range_for(weight: np.ndarray, spec: QuantSpec, **options: Any) -> tuple[np.n
     low, high = np.empty((2, len(groups)), np.float32)
     for start in range(0, len(groups), _CHANNELS):
         part = slice(start, start + _CHANNELS)
-        observer = OBSERVERS[spec.observer](spec, channel_axis=0, **options)
+        observer = kind(spec, channel_axis=0, **options)
         observer.observe(groups[part])
         low[part], high[part] = observer.range()
     return low.reshape(shape), high.reshape(shape)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from llmq.errors import InputError, UsageError
-from llmq.observers import OBSERVERS
+from llmq.observers import observer_class
 from llmq.torch.fold import fold_chains
 from llmq.torch.kinds import label
 from llmq.torch.modules import keep_to_modules, modules_by_name, to_numpy
@@ -53,7 +53,7 @@ class Calibration:
         """Hook onto the modules of the chain."""
         layer, spec = modules[self.chain.layer], self.scheme.input
         if spec is not None and not spec.dynamic and not isinstance(layer, nn.Embedding):
-            self.observer = OBSERVERS[spec.observer](spec)
+            self.observer = observer_class(spec)(spec)
         layer.register_forward_pre_hook(self._observe, with_kwargs=True)
         for name in (self.chain.norm, self.chain.relu):
             if name is not None:
