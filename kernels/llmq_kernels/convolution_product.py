@@ -11,8 +11,7 @@ from llmq_kernels import integer_places as places
 from llmq_kernels.convolution_planes import encode_planes
 from llmq_kernels.convolution_tiles import convolve_tiles
 from llmq_kernels.depthwise import PIXELS_AT_A_TIME, convolve_depthwise
-from llmq_kernels.integer_product import Plan, plan_of, room, run_workers, set_inputs
-from llmq_kernels.integer_rows import FLOATS, INTEGERS
+from llmq_kernels.integer_product import Plan, kind_of, plan_of, room, run_workers, set_inputs, workers_for
 from llmq_kernels.jit import threads
 from llmq_kernels.memory import address_of
 from llmq_kernels.pack import unpack
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
     from llmq_kernels.integer_weight import IntegerWeight
 
 __all__ = ["convolve_images"]
-
-_PARALLEL: Final = 3 << 17
-"""Products from which waking the threads pays."""
-
-_ENCODE_PARALLEL: Final = 1 << 16
-"""Inputs from which waking the threads pays."""
 
 _FEWEST: Final = 64
 """Filters from which gathering their tile once more does not matter."""
@@ -92,16 +85,14 @@ def convolve_images(
     plan = plan_of(weight, (geometry, x.shape), lambda: _Plan(x, weight, geometry))
     filters = plan.filters
     numbers = filters.forms.filled(*layer)
-    workers = threads() if out.size * weight.columns >= _PARALLEL else 1
+    workers, encoders = workers_for(x.size, out.size * weight.columns)
     planes = room("codes", (x.shape[0], plan.image_bytes), np.int8)
     p = plan.parameters(workers)
     p[places.X], p[places.X_CODES], p[places.OUT] = address_of(x), address_of(planes), address_of(out)
     p[places.ROW_FORMS] = address_of(numbers)
     set_inputs(p, inputs)
-    source = FLOATS if x.dtype == np.float32 else INTEGERS
-    result = FLOATS if out.dtype == np.float32 else INTEGERS
-    encode = worker_address(encode_planes, plan.size, 2 if plan.depthwise else 1, source)
-    run_workers(encode, p, workers if x.size >= _ENCODE_PARALLEL else 1)
+    result = kind_of(out)
+    run_workers(worker_address(encode_planes, plan.size, 2 if plan.depthwise else 1, kind_of(x)), p, encoders)
     if plan.depthwise:
         convolve = worker_address(convolve_depthwise, result)
     else:

@@ -11,6 +11,7 @@ from llmq_kernels.jit import jit
 
 __all__ = [
     "checked_parameters",
+    "encode_input",
     "input_parameters",
     "input_parameters_reference",
     "quantize_inputs",
@@ -59,16 +60,22 @@ def input_parameters_reference(
 
 
 @jit
+def encode_input(x: np.float32, scale: np.float32, point: np.float32, low: np.float32, high: np.float32) -> np.int8:
+    """Round one value to a code of `low` to `high`, NaN to the lowest."""
+    code = np.rint(x / scale) + point
+    # A comparison with NaN is false.
+    code = code if code > low else low
+    return np.int8(np.int32(code if code < high else high))
+
+
+@jit
 def _quantize_inputs(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, bits: int, codes: np.ndarray) -> None:
     """Round float32 (rows, n) to int8 (rows, n) by the scale and zero point of each row."""
     low, high = np.float32(-(1 << (bits - 1))), np.float32((1 << (bits - 1)) - 1)
     for row in range(x.shape[0]):
         divisor, point = scale[row], np.float32(zero_point[row])
         for i in range(x.shape[1]):
-            code = np.rint(x[row, i] / divisor) + point
-            # A comparison with NaN is false.
-            code = code if code > low else low
-            codes[row, i] = np.int8(code if code < high else high)
+            codes[row, i] = encode_input(x[row, i], divisor, point, low, high)
 
 
 def input_parameters(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llmq_kernels.integer_weight import IntegerWeight
 
-__all__ = ["Plan", "multiply_tokens", "plan_of", "room", "run_workers", "set_inputs"]
+__all__ = ["Plan", "kind_of", "multiply_tokens", "plan_of", "room", "run_workers", "set_inputs", "workers_for"]
 
 _MANY: Final = 256
 """Tokens that are multiplied in one go."""
@@ -33,7 +33,7 @@ _PARALLEL: Final = 3 << 17
 """Products from which waking the threads pays."""
 
 _ENCODE_PARALLEL: Final = 1 << 16
-"""Inputs from which waking the threads pays."""
+"""Inputs from which it pays to encode them."""
 
 _SKEW: Final = 64
 """Bytes between tokens, so that powers of two do not crowd a few sets of the caches."""
@@ -50,6 +50,17 @@ def room(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     scratch = _kept.__dict__.setdefault("scratch", Scratch())
     found: np.ndarray = scratch.room(name, shape, dtype)
     return found
+
+
+def workers_for(inputs: int, products: int) -> tuple[int, int]:
+    """Threads that multiply, and that encode the inputs: all of them from where waking them pays."""
+    workers = threads() if products >= _PARALLEL else 1
+    return workers, workers if inputs >= _ENCODE_PARALLEL else 1
+
+
+def kind_of(array: np.ndarray) -> int:
+    """`FLOATS` or `INTEGERS`, of inputs or outputs of workers."""
+    return FLOATS if array.dtype == np.float32 else INTEGERS
 
 
 def multiply_tokens(
@@ -83,7 +94,7 @@ def _multiply(
     forms: tuple[int, np.ndarray],
     out: np.ndarray,
 ) -> None:
-    workers = threads() if x.size * weight.rows >= _PARALLEL else 1
+    workers, encoders = workers_for(x.size, x.size * weight.rows)
     plan = plan_of(weight, (x.shape[0],), lambda: _Plan(weight, x.shape[0]))
     codes = room("codes", (x.shape[0], plan.token_bytes), np.int8)
     p = plan.parameters(workers)
@@ -93,11 +104,8 @@ def _multiply(
     set_inputs(p, inputs)
     planes, size, bits = planes_of(weight.bits), target().operand(weight.bits), weight.bits
     run = target().lanes if planes == 1 else 1
-    source = FLOATS if x.dtype == np.float32 else INTEGERS
-    result = FLOATS if out.dtype == np.float32 else INTEGERS
-    encode = worker_address(encode_tokens, planes, run, size, source)
-    run_workers(encode, p, workers if x.size >= _ENCODE_PARALLEL else 1)
-    run_workers(worker_address(multiply_integers, bits, TILE_IS_CODES, forms[0], result), p, workers)
+    run_workers(worker_address(encode_tokens, planes, run, size, kind_of(x)), p, encoders)
+    run_workers(worker_address(multiply_integers, bits, TILE_IS_CODES, forms[0], kind_of(out)), p, workers)
 
 
 class Plan:

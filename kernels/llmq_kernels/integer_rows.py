@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.activations import arrange
+from llmq_kernels.inputs import encode_input
 from llmq_kernels.integer_places import (
     COLUMNS,
     COPIES,
@@ -59,10 +60,7 @@ def encode_line(x: int, count: int, form: tuple[np.float32, int, int, int], line
     scale, point = form[0], np.float32(form[1])
     low, high = np.float32(form[2]), np.float32(form[3])
     for i in range(count):
-        code = np.rint(source[i] / scale) + point
-        # A comparison with NaN is false.
-        code = code if code > low else low
-        codes[i] = np.int8(np.int32(code if code < high else high))
+        codes[i] = encode_input(source[i], scale, point, low, high)
 
 
 @jit
