@@ -13,7 +13,7 @@ from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec, ScaleDtype
 
 __all__ = ["METHODS", "Method", "quantize_tensor"]
 
-METHODS: Final[dict[str, Method]] = {"mse": mse, "rtn": rtn}
+METHODS: Final[dict[str, Method]] = {"mse": Method(mse), "rtn": Method(rtn)}
 
 
 class SpecFields(TypedDict, total=False):
@@ -73,6 +73,6 @@ def quantize_tensor(
     rows = np.ascontiguousarray(weight, dtype=None if names else np.float32)
     scale_dtype: ScaleDtype = names[0] if names else "float32"  # type: ignore[assignment]
     try:
-        return METHODS[method](rows, spec.resolve(weight.shape[1], scale_dtype))
+        return METHODS[method].quantize(rows, spec.resolve(weight.shape[1], scale_dtype))
     except FloatingPointError as error:
         raise ValueError(str(error)) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmq.methods.protocol import encode_rows, kernel_grid
 from llmq_kernels.search import search_scales
@@ -10,10 +10,11 @@ from llmq_kernels.search import search_scales
 if TYPE_CHECKING:
     import numpy as np
 
+    from llmq.observers.inputs import InputStatistics
     from llmq.spec import QuantizedTensor, QuantSpec
 
 
-def mse(weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> QuantizedTensor:  # noqa: ARG001
+def mse(weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None = None) -> QuantizedTensor:  # noqa: ARG001
     """Quantize rows with the scale of least squared error among a fixed list of clippings, `rtn`'s scale among them.
 
     Where the spec allows signed scales, the code that a full symmetric range has to spare may face the longer tail

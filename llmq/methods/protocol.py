@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec
 from llmq_kernels.layout import SCALE_KINDS, Grid, PackedMatrix
@@ -11,22 +12,41 @@ from llmq_kernels.quantize import quantize as encode
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Method", "encode_rows", "kernel_grid", "quantized"]
+    from llmq.observers.inputs import InputStatistics
+
+__all__ = ["Method", "Quantize", "encode_rows", "kernel_grid", "quantized"]
 
 
-class Method(Protocol):
+class Quantize(Protocol):
     """Chooses scales, zero points and codes for some rows of a weight.
 
     Rows never depend on each other, so that a tensor of any size is quantized block by block.
     """
 
-    def __call__(self, weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> QuantizedTensor:
+    def __call__(
+        self, weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None = None
+    ) -> QuantizedTensor:
         """Quantize `weight`, float16, bfloat16 or float32 (rows, in_features), by a resolved `spec`.
 
         `statistics` is what calibration found for this weight; methods that need none ignore it. NaN or infinity
         raises FloatingPointError.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`.
+
+    Parameters
+    ----------
+    quantize : Quantize
+    needs : {"nothing", "energy", "moments"}
+        What it must be given of the statistics; "nothing" for a method that needs no data.
+    """
+
+    quantize: Quantize
+    needs: Literal["nothing", "energy", "moments"] = "nothing"
 
 
 def kernel_grid(spec: QuantSpec) -> Grid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmq.methods.protocol import kernel_grid, quantized
 from llmq_kernels.quantize import quantize_to_range
@@ -10,10 +10,11 @@ from llmq_kernels.quantize import quantize_to_range
 if TYPE_CHECKING:
     import numpy as np
 
+    from llmq.observers.inputs import InputStatistics
     from llmq.spec import QuantizedTensor, QuantSpec
 
 
-def rtn(weight: np.ndarray, spec: QuantSpec, statistics: Any = None) -> QuantizedTensor:  # noqa: ARG001
+def rtn(weight: np.ndarray, spec: QuantSpec, statistics: InputStatistics | None = None) -> QuantizedTensor:  # noqa: ARG001
     """Quantize rows with the scale that just holds each group.
 
     Symmetric, full range: ``s = max|x| / (2**(bits-1) - 1/2)``; narrow: ``s = max|x| / (2**(bits-1) - 1)``;

@@ -169,7 +169,7 @@ def _quantize(tensor: TensorPlan, method: str, blocks: Iterable[_Read], sink: _S
         arrays: dict[str, np.ndarray] = {}
         try:
             if not found.any():
-                arrays = encode(METHODS[method](_rows(raw, tensor), tensor.spec))
+                arrays = encode(METHODS[method].quantize(_rows(raw, tensor), tensor.spec))
         except FloatingPointError:
             pass
         if not arrays:

@@ -11,7 +11,7 @@ from llmq.checkpoint.source import open_source
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.formats import FORMATS
 from llmq.formats.schemes import QUANT_METHOD, quantization_section
-from llmq.runtime.decoder import Attention, Block, Decoder, Mlp
+from llmq.runtime.assemble import assemble_decoder
 from llmq.runtime.linear import Compute
 from llmq.runtime.model import Model
 from llmq.runtime.stops import stop_tokens
@@ -20,7 +20,6 @@ from llmq.runtime.weights import Weights
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmq.architectures import DecoderConfig
     from llmq.checkpoint.source import Source
 
 __all__ = ["load"]
@@ -77,7 +76,7 @@ def load(
         if method and method != QUANT_METHOD:
             raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
         weights = Weights(MappedCheckpoint(source), schemes, compute)
-        decoder = _decoder(config, weights)
+        decoder = assemble_decoder(config, weights)
         weights.check_all_taken()
         total = sum(info.nbytes for info in source.tensors.values())
         return Model(
@@ -99,49 +98,3 @@ def _check_finished(source: Source) -> None:
             file=source.label,
             hint="copy the finished folder whole, or run `llmq quantize` again",
         )
-
-
-def _decoder(config: DecoderConfig, weights: Weights) -> Decoder:
-    table, head = "model.embed_tokens", "lm_head"
-    shape = (config.vocab_size, config.hidden_size)
-    tied = config.tie_word_embeddings
-    # As in transformers, a checkpoint with both keeps both, and one of two tied tensors may be missing.
-    embedding = weights.linear(head if tied and not weights.has(table) and weights.has(head) else table, shape)
-    return Decoder(
-        config=config,
-        embedding=embedding,
-        blocks=tuple(_block(config, weights, layer) for layer in range(config.n_layers)),
-        norm=weights.vector("model.norm.weight", config.hidden_size),
-        head=embedding if tied and not (weights.has(head) and weights.has(table)) else weights.linear(head, shape),
-    )
-
-
-def _block(config: DecoderConfig, weights: Weights, layer: int) -> Block:
-    name = f"model.layers.{layer}"
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return Block(
-        attention_norm=weights.vector(f"{name}.input_layernorm.weight", hidden),
-        attention=_attention(config, weights, layer),
-        mlp_norm=weights.vector(f"{name}.post_attention_layernorm.weight", hidden),
-        mlp=Mlp(
-            gate=weights.linear(f"{name}.mlp.gate_proj", (inner, hidden), bias=config.mlp_bias),
-            up=weights.linear(f"{name}.mlp.up_proj", (inner, hidden), bias=config.mlp_bias),
-            down=weights.linear(f"{name}.mlp.down_proj", (hidden, inner), bias=config.mlp_bias),
-        ),
-    )
-
-
-def _attention(config: DecoderConfig, weights: Weights, layer: int) -> Attention:
-    name = f"model.layers.{layer}.self_attn"
-    hidden, head_dim = config.hidden_size, config.head_dim
-    queries, keys = config.n_heads * head_dim, config.n_kv_heads * head_dim
-    norms = [weights.vector(f"{name}.{n}.weight", head_dim) if config.qk_norm else None for n in ("q_norm", "k_norm")]
-    return Attention(
-        q=weights.linear(f"{name}.q_proj", (queries, hidden), bias=config.attention_bias),
-        k=weights.linear(f"{name}.k_proj", (keys, hidden), bias=config.attention_bias),
-        v=weights.linear(f"{name}.v_proj", (keys, hidden), bias=config.attention_bias),
-        o=weights.linear(f"{name}.o_proj", (hidden, queries), bias=config.output_bias),
-        q_norm=norms[0],
-        k_norm=norms[1],
-        window=config.sliding_window[layer],
-    )

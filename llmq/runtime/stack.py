@@ -1,0 +1,178 @@
+"""Decoder blocks, and hidden states that run through them: a whole model's, or one block at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from llmq.errors import UnsupportedError
+from llmq.runtime.linear import Fan
+from llmq.runtime.rotary import RotaryTable
+from llmq_kernels.attention import attention
+from llmq_kernels.heads import HeadNorms, store_heads
+from llmq_kernels.jit import jit_enabled
+from llmq_kernels.norm import add_norm, rms_norm
+from llmq_kernels.swiglu import swiglu
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmq.architectures import DecoderConfig
+    from llmq.runtime.cache import KVCache
+    from llmq.runtime.linear import Linear
+
+__all__ = ["Attention", "Block", "Mlp", "Stack"]
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Weights of a block's attention.
+
+    Parameters
+    ----------
+    q, k, v, o : Linear
+        Projections.
+    q_norm, k_norm : float32 (head_dim,) or None
+    window : int or None
+        How many positions a token sees, itself included.
+    """
+
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    q_norm: np.ndarray | None
+    k_norm: np.ndarray | None
+    window: int | None
+
+    @cached_property
+    def qkv(self) -> Fan:
+        """The projections of the block's input."""
+        return Fan((self.q, self.k, self.v))
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """Weights of a block's MLP: `down(silu(gate(x)) * up(x))`."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    @cached_property
+    def gate_up(self) -> Fan:
+        """The projections of the block's input."""
+        return Fan((self.gate, self.up))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A decoder block: `x += attention(norm(x))`, then `x += mlp(norm(x))`."""
+
+    attention_norm: np.ndarray
+    attention: Attention
+    mlp_norm: np.ndarray
+    mlp: Mlp
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which kernels it runs."""
+        own, mlp = self.attention, self.mlp
+        linears = own.q, own.k, own.v, own.o, mlp.gate, mlp.up, mlp.down
+        return own.window is None, own.q_norm is None, *(linear.kind for linear in linears)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Blocks that hidden states run through.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+        Its `n_layers` is the number of caches a `KVCache` made of it has: at least that of the blocks.
+    blocks : tuple of Block
+    """
+
+    config: DecoderConfig
+    blocks: tuple[Block, ...]
+    _rotary: RotaryTable = field(init=False, repr=False)
+    _head_norms: tuple[HeadNorms, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        eps = self.config.rms_norm_eps
+        norms = tuple(HeadNorms(b.attention.q_norm, b.attention.k_norm, eps) for b in self.blocks)
+        object.__setattr__(self, "_head_norms", norms)
+        object.__setattr__(self, "_rotary", RotaryTable(self.config.rope, self.config.head_dim))
+
+    @classmethod
+    def single(cls, config: DecoderConfig, block: Block, layer: int) -> Stack:
+        """Make a stack of the one block that stands at `layer` in the model of `config`."""
+        return cls(replace(config, n_layers=1, sliding_window=(config.sliding_window[layer],)), (block,))
+
+    def run(self, x: np.ndarray, cache: KVCache, length: int) -> np.ndarray:
+        """Run hidden states through all blocks; their keys and values join the cache.
+
+        Parameters
+        ----------
+        x : float32 (n, hidden_size)
+            C-contiguous; overwritten.
+        cache : KVCache
+            What came before. Counting the tokens as seen (`KVCache.extend`) is left to the caller.
+        length : int
+            Tokens of the whole text that these are a part of, for positions that depend on it.
+
+        Returns
+        -------
+        float32 (n, hidden_size)
+            `x`.
+
+        Raises
+        ------
+        UnsupportedError
+            `NUMBA_DISABLE_JIT` is set.
+        ResourceError
+            Not enough memory for the cache.
+        """
+        if not jit_enabled():
+            raise UnsupportedError("models run in compiled kernels only", hint="unset NUMBA_DISABLE_JIT")
+        count, eps = x.shape[0], self.config.rms_norm_eps
+        cache.reserve(cache.length + count)
+        turn = self._rotary.rows(cache.length, count, length)
+        room = cache.scratch.room("normed", x.shape)
+        delta = None
+        for layer, block in enumerate(self.blocks):
+            if delta is None:
+                normed = rms_norm(x, block.attention_norm, eps, out=room)
+            else:
+                normed = add_norm(x, delta, block.attention_norm, eps, out=room)
+            delta = self._attend(normed, turn, layer, cache)
+            normed = add_norm(x, delta, block.mlp_norm, eps, out=room)
+            delta = self._gate(normed, block.mlp, cache)
+        if delta is not None:
+            x += delta
+        return x
+
+    def _attend(self, x: np.ndarray, turn: tuple[np.ndarray, np.ndarray], layer: int, cache: KVCache) -> np.ndarray:
+        weights, kept, room = self.blocks[layer].attention, cache.layers[layer], cache.scratch.room
+        count, head_dim = x.shape[0], self.config.head_dim
+        named = zip(("queries", "keys", "values"), (weights.q, weights.k, weights.v), strict=True)
+        heads = [room(name, (count, linear.shape[0])) for name, linear in named]
+        weights.qkv(x, heads)
+        queries, keys, values = (array.reshape(count, -1, head_dim) for array in heads)
+        store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
+        mixed = attention(
+            queries,
+            kept,
+            start=cache.length,
+            window=weights.window,
+            out=room("mixed", queries.shape),
+            scratch=cache.scratch,
+        )
+        return weights.o(mixed.reshape(count, -1), out=room("delta", x.shape))
+
+    def _gate(self, x: np.ndarray, weights: Mlp, cache: KVCache) -> np.ndarray:
+        room, shape = cache.scratch.room, (x.shape[0], weights.gate.shape[0])
+        gate, up = room("gate", shape), room("up", shape)
+        weights.gate_up(x, (gate, up))
+        return weights.down(swiglu(gate, up, out=gate), out=room("delta", x.shape))
