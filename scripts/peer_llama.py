@@ -11,7 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["TYPES", "LlamaCpp", "LlamaQuantizer", "streamed_bytes", "write_gguf"]
+__all__ = [
+    "TYPES",
+    "LlamaCpp",
+    "LlamaQuantizer",
+    "gguf_name",
+    "interleave",
+    "llama_library",
+    "streamed_bytes",
+    "write_gguf",
+]
 
 TYPES: Final = {"Q4_0": 2, "Q4_K": 14, "IQ4_XS": 30, "Q8_0": 7, "Q2_K": 10}
 """File types of `llama.h` by name; the K types in their small variants, which read fewest bytes."""
@@ -32,8 +41,8 @@ _NAMES: Final = {
 }
 
 
-def write_gguf(model: Path, path: Path) -> None:
-    """Write a Llama checkpoint as a GGUF file: matrices in float16, no vocabulary. Streamed tensor by tensor."""
+def write_gguf(model: Path, path: Path, matrices: str = "float16") -> None:
+    """Write a Llama checkpoint as a GGUF file: matrices in float16 or float32, no vocabulary; tensor by tensor."""
     import gguf
 
     # Not above: llama.cpp must not find what llmq sets for its own threads.
@@ -45,19 +54,20 @@ def write_gguf(model: Path, path: Path) -> None:
     part = path.with_suffix(".part")
     writer: Any = gguf.GGUFWriter(part, "llama")
     _add_sizes(writer, config)
+    writer.add_file_type(1 if matrices == "float16" else 0)
     with open_source(model) as source:
         mapped = MappedCheckpoint(source)
         for name, info in source.tensors.items():
-            dtype = np.dtype(np.float16 if len(info.shape) == 2 else np.float32)
+            dtype = np.dtype(matrices if len(info.shape) == 2 else np.float32)
             size = int(np.prod(info.shape)) * dtype.itemsize
-            writer.add_tensor_info(_gguf_name(name), info.shape, dtype, size)
+            writer.add_tensor_info(gguf_name(name), info.shape, dtype, size)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name in source.tensors:
-            tensor = mapped.tensor(name).astype(np.float16 if len(source.tensors[name].shape) == 2 else np.float32)
+            tensor = mapped.tensor(name).astype(matrices if len(source.tensors[name].shape) == 2 else np.float32)
             split = next((heads[kind] for kind in heads if kind in name), None)
-            writer.write_tensor_data(tensor if split is None else _interleave(tensor, split))
+            writer.write_tensor_data(tensor if split is None else interleave(tensor, split))
     writer.close()
     part.replace(path)
 
@@ -73,16 +83,16 @@ def _add_sizes(writer: Any, config: dict[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(1)
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """What a GGUF file calls a tensor of a Llama checkpoint."""
     stem = name.removesuffix(".weight")
     block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
     return f"blk.{block[1]}.{_NAMES[block[2]]}.weight" if block else f"{_NAMES[stem]}.weight"
 
 
-def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     """Bring the rows of each head from halves into pairs, as rotary positions of GGUF files have them."""
     rows, columns = weight.shape
     return np.ascontiguousarray(weight.reshape(heads, 2, -1, columns).swapaxes(1, 2).reshape(rows, columns))
@@ -109,7 +119,7 @@ class LlamaQuantizer:
     """
 
     def __init__(self, source: str, output: str, kind: str, threads: int) -> None:
-        self._library = _library()
+        self._library = llama_library()
         self._source, self._output = source, Path(output)
         self._params = self._library.llama_model_quantize_default_params()
         self._params.ftype = TYPES[kind]
@@ -140,7 +150,7 @@ class LlamaCpp:
     """
 
     def __init__(self, path: str, threads: int, context: int) -> None:
-        self._library = library = _library()
+        self._library = library = llama_library()
         self._model = library.llama_model_load_from_file(path.encode(), library.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"{path}: llama.cpp cannot load it")
@@ -204,7 +214,7 @@ class LlamaCpp:
         self._length += count
 
 
-def _library() -> Any:
+def llama_library() -> Any:
     """Import llama_cpp and silence its log."""
     import llama_cpp
 

@@ -121,7 +121,7 @@ def test_runs_use_few_matrices_where_one_takes_long(script):
 
 def test_names_and_rows_of_gguf(script):
     llama = script("peer_llama")
-    assert llama._gguf_name("model.embed_tokens.weight") == "token_embd.weight"
-    assert llama._gguf_name("model.layers.7.mlp.down_proj.weight") == "blk.7.ffn_down.weight"
+    assert llama.gguf_name("model.embed_tokens.weight") == "token_embd.weight"
+    assert llama.gguf_name("model.layers.7.mlp.down_proj.weight") == "blk.7.ffn_down.weight"
     halves = np.arange(8)[:, None]
-    assert llama._interleave(halves, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert llama.interleave(halves, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
