@@ -46,21 +46,23 @@ def fill_tile_reference(groups: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return np.asarray((groups * factor[:, None]).T, np.float32)
 
 
-def measure_reference(tile: np.ndarray, scale: np.ndarray, lowest: np.ndarray, span: np.float32) -> np.ndarray:
+def measure_reference(
+    tile: np.ndarray, weights: np.ndarray, scale: np.ndarray, lowest: np.ndarray, span: np.float32
+) -> np.ndarray:
     """Specify `measure` in plain NumPy: float32 (n_candidates, 16).
 
     Examples
     --------
     >>> tile = np.tile(np.array([[1.25], [-3.0], [0.0], [9.0]], np.float32), 16)
-    >>> one = np.ones((1, 16), np.float32)
-    >>> measure_reference(tile, one, -8 * one, np.float32(15))[0, :2].tolist()
-    [4.0625, 4.0625]
+    >>> one, weights = np.ones((1, 16), np.float32), np.full((4, 16), 2.0, np.float32)
+    >>> measure_reference(tile, weights, one, -8 * one, np.float32(15))[0, :2].tolist()
+    [8.125, 8.125]
     """
-    quads = tile.reshape(-1, 1, _UNROLL, LANES)
+    quads, quad_weights = (x.reshape(-1, 1, _UNROLL, LANES) for x in (tile, weights))
     with np.errstate(all="ignore"):
         codes = np.rint(quads * (np.float32(1.0) / scale)[:, None])
         codes = np.minimum(np.maximum(codes, lowest[:, None]), (lowest + span)[:, None])
-        squares = (quads - scale[:, None] * codes) ** 2  # (n / 4, n_candidates, 4, 16)
+        squares = (quads - scale[:, None] * codes) ** 2 * quad_weights  # (n / 4, n_candidates, 4, 16)
         fours = (squares[:, :, 0] + squares[:, :, 1]) + (squares[:, :, 2] + squares[:, :, 3])
         total = np.zeros(scale.shape, np.float32)
         for four in fours:
@@ -68,21 +70,24 @@ def measure_reference(tile: np.ndarray, scale: np.ndarray, lowest: np.ndarray, s
     return total
 
 
-def fit_sums_reference(tile: np.ndarray, scale: np.ndarray, lowest: np.ndarray, span: np.float32) -> np.ndarray:
-    """Specify `fit_sums` in plain NumPy: float32 (2, 16), the sums of `x * code` and of `code * code`.
+def fit_sums_reference(
+    tile: np.ndarray, weights: np.ndarray, scale: np.ndarray, lowest: np.ndarray, span: np.float32
+) -> np.ndarray:
+    """Specify `fit_sums` in plain NumPy: float32 (2, 16), the weighted sums of `x * code` and of `code * code`.
 
     Examples
     --------
     >>> tile = np.tile(np.array([[1.25], [-3.0], [0.0], [9.0]], np.float32), 16)
-    >>> one = np.ones((1, 16), np.float32)
-    >>> fit_sums_reference(tile, one, -8 * one, np.float32(15))[:, 0].tolist()
-    [73.25, 59.0]
+    >>> one, weights = np.ones((1, 16), np.float32), np.full((4, 16), 2.0, np.float32)
+    >>> fit_sums_reference(tile, weights, one, -8 * one, np.float32(15))[:, 0].tolist()
+    [146.5, 118.0]
     """
     sums = np.zeros((2, LANES), np.float32)
     with np.errstate(all="ignore"):
-        for x in tile:
+        for x, weight in zip(tile, weights, strict=True):
             code = np.minimum(np.maximum(np.rint(x * (np.float32(1.0) / scale[0])), lowest[0]), lowest[0] + span)
-            sums += np.stack([x * code, code * code])
+            weighted = code * weight
+            sums += np.stack([x * weighted, code * weighted])
     return sums
 
 
@@ -195,12 +200,12 @@ def fill_tile(typing: Any, groups: Any, factor: Any, tile: Any) -> Any:
 
 
 @intrinsic
-def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: Any) -> Any:
-    """Sum the squared error of candidates: ``(x - scale * clamp(rint(x / scale)))**2``, four elements at a time.
+def measure(typing: Any, tile: Any, weights: Any, scale: Any, lowest: Any, span: Any, error: Any) -> Any:
+    """Sum candidates' error: ``weight * (x - scale * clamp(rint(x / scale)))**2``, four elements at a time.
 
     Parameters
     ----------
-    tile : float32 (n, 16)
+    tile, weights : float32 (n, 16)
         `n` is a multiple of 4.
     scale, lowest : float32 (n_candidates, 16)
         Scale and lowest code of each lane; codes count from the zero point.
@@ -214,34 +219,35 @@ def measure(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, error: A
         kinds = signature.args
         for lane in range(0, LANES, _WIDTH):
             e = _Emitter(context, builder, lane)
-            data, n = e.array(kinds[0], args[0])
-            scales, count = e.array(kinds[1], args[1])
-            lowests, errors = e.array(kinds[2], args[2])[0], e.array(kinds[4], args[4])[0]
+            (data, n), (weighing, _) = (e.array(kinds[k], args[k]) for k in (0, 1))
+            scales, count = e.array(kinds[2], args[2])
+            lowests, errors = e.array(kinds[3], args[3])[0], e.array(kinds[5], args[5])[0]
             with cgutils.for_range(builder, count) as candidates:
                 s, low = e.load(scales, candidates.index), e.load(lowests, candidates.index)
-                high, inverse = builder.fadd(low, e.spread(args[3])), e.reciprocal(s)
+                high, inverse = builder.fadd(low, e.spread(args[4])), e.reciprocal(s)
                 total = _variable(builder, ir.Constant(_VECTOR, [0.0] * _WIDTH))
                 with cgutils.for_range(builder, builder.udiv(n, n.type(_UNROLL))) as loop:
                     squares = []
                     for k in range(_UNROLL):
-                        x = e.load(data, builder.add(builder.mul(loop.index, n.type(_UNROLL)), n.type(k)))
+                        place = builder.add(builder.mul(loop.index, n.type(_UNROLL)), n.type(k))
+                        x = e.load(data, place)
                         off = builder.fsub(x, builder.fmul(s, e.code(x, inverse, low, high)))
-                        squares.append(builder.fmul(off, off))
+                        squares.append(builder.fmul(builder.fmul(off, off), e.load(weighing, place)))
                     four = builder.fadd(builder.fadd(*squares[:2]), builder.fadd(*squares[2:]))
                     builder.store(builder.fadd(builder.load(total), four), total)
                 e.store(builder.load(total), errors, candidates.index)
         return context.get_dummy_value()
 
-    return types.void(tile, scale, lowest, types.float32, error), emit
+    return types.void(tile, weights, scale, lowest, types.float32, error), emit
 
 
 @intrinsic
-def fit_sums(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, sums: Any) -> Any:
-    """Sum ``x * code`` and ``code * code`` of each lane's best codes, in order.
+def fit_sums(typing: Any, tile: Any, weights: Any, scale: Any, lowest: Any, span: Any, sums: Any) -> Any:
+    """Sum ``weight * x * code`` and ``weight * code * code`` of each lane's best codes, in order.
 
     Parameters
     ----------
-    tile : float32 (n, 16)
+    tile, weights : float32 (n, 16)
     scale, lowest : float32 (1, 16)
     span : float32
     sums : float32 (2, 16)
@@ -252,19 +258,20 @@ def fit_sums(typing: Any, tile: Any, scale: Any, lowest: Any, span: Any, sums: A
         kinds = signature.args
         for lane in range(0, LANES, _WIDTH):
             e = _Emitter(context, builder, lane)
-            data, n = e.array(kinds[0], args[0])
+            (data, n), (weighing, _) = (e.array(kinds[k], args[k]) for k in (0, 1))
             zero = n.type(0)
-            s, low = (e.load(e.array(kinds[k], args[k])[0], zero) for k in (1, 2))
-            high, inverse = builder.fadd(low, e.spread(args[3])), e.reciprocal(s)
+            s, low = (e.load(e.array(kinds[k], args[k])[0], zero) for k in (2, 3))
+            high, inverse = builder.fadd(low, e.spread(args[4])), e.reciprocal(s)
             top, bottom = (_variable(builder, ir.Constant(_VECTOR, [0.0] * _WIDTH)) for _ in range(2))
             with cgutils.for_range(builder, n) as loop:
                 x = e.load(data, loop.index)
                 code = e.code(x, inverse, low, high)
-                builder.store(builder.fadd(builder.load(top), builder.fmul(x, code)), top)
-                builder.store(builder.fadd(builder.load(bottom), builder.fmul(code, code)), bottom)
-            written, _ = e.array(kinds[4], args[4])
+                weighted = builder.fmul(code, e.load(weighing, loop.index))
+                builder.store(builder.fadd(builder.load(top), builder.fmul(x, weighted)), top)
+                builder.store(builder.fadd(builder.load(bottom), builder.fmul(code, weighted)), bottom)
+            written, _ = e.array(kinds[5], args[5])
             e.store(builder.load(top), written, zero)
             e.store(builder.load(bottom), written, n.type(1))
         return context.get_dummy_value()
 
-    return types.void(tile, scale, lowest, types.float32, sums), emit
+    return types.void(tile, weights, scale, lowest, types.float32, sums), emit

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmq_kernels.floats import INFINITE, source_bits
+from llmq_kernels.floats import INFINITE, round_scale, source_bits, store_scale
+from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 from llmq_kernels.quantize_rows import run_rows
 
-__all__ = ["choose_and_pack", "divisor", "new_scales", "range_reference", "range_scales"]
+__all__ = ["choose_and_pack", "divisor", "new_scales", "range_reference", "range_scales", "stored_scales"]
 
 
 def range_reference(group: np.ndarray, bits: int, symmetric: bool, narrow: bool) -> tuple[float, float]:
@@ -98,3 +99,29 @@ def choose_and_pack(weight: np.ndarray, grid: Grid, packed: np.ndarray | None) -
     if tops.size and tops.max() >= INFINITE:
         raise FloatingPointError("weight holds NaN or infinity")
     return scale, zeros
+
+
+@jit
+def _store(values: np.ndarray, steps: float, kind: int, scale: np.ndarray) -> None:
+    """Round float32 (rows, n_groups) to the bits of scales."""
+    for row in range(values.shape[0]):
+        for group in range(values.shape[1]):
+            store_scale(scale, row, group, kind, round_scale(np.float64(values[row, group]), kind, steps))
+
+
+def stored_scales(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Round scales chosen elsewhere to the dtype of a grid's, never zero and never so large that a code overflows.
+
+    Parameters
+    ----------
+    values : float32 (rows, n_groups)
+    grid : Grid
+
+    Returns
+    -------
+    uint16 (rows, n_groups), twice as wide for float32 scales
+    """
+    rows, n_groups = values.shape
+    scale, _ = new_scales(rows, n_groups * grid.group_size, grid)
+    _store(np.ascontiguousarray(values, np.float32), 2.0**grid.bits - 1.0, grid.scale_kind, scale)
+    return scale

@@ -1,4 +1,4 @@
-"""Scales of least squared error: for each group, a search over clippings and the sign of the scale.
+"""Scales of least weighted squared error: for each group, a search over clippings and the sign of the scale.
 
 Sixteen groups are searched side by side, one a lane of a tile (see `llmq_kernels.lanes`): a table of candidate scales
 is filled, all are measured, and the best is kept and refitted to its own codes.
@@ -27,6 +27,7 @@ from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 from llmq_kernels.quantize_rows import zero_of
 from llmq_kernels.range_rows import group_range
 from llmq_kernels.ranges import range_scales
+from llmq_kernels.search_weights import choose_weighing, element_weight, group_spread, weigh_tile, weights_reference
 from llmq_kernels.widening import widen_run
 
 __all__ = ["search_reference", "search_scales"]
@@ -46,17 +47,18 @@ _REFITS: Final = 2
 _LARGEST_FLOAT: Final = np.finfo(np.float32).max
 
 
-def search_reference(group: np.ndarray, grid: Grid) -> float:
-    """Specify the least squared error of any candidate for one group, float64 (n,), by trying them all.
+def search_reference(group: np.ndarray, grid: Grid, weights: np.ndarray | None = None) -> float:
+    """Specify the least weighted squared error of any candidate for one group, float64 (n,), by trying them all.
 
     `search_scales` does at least as well, but for the rounding of float32 sums; it refits the best, and the extremes
-    of a group include zero.
+    of a group include zero. `weights` are those of `weights_reference`.
 
     Examples
     --------
     >>> search_reference(np.array([-8.0, 7.0, 3.0]), Grid(4, 3)), search_reference(np.array([3.0, 0.0]), Grid(2, 2))
     (0.0, 0.0)
     """
+    weights = weights_reference(group, grid.bits) if weights is None else weights
     low, high, levels, least = min(0.0, group.min()), max(0.0, group.max()), 2**grid.bits - 1, np.inf
     extreme = high if high >= -low else low
     for first, second in candidates(grid).astype(np.float64):
@@ -65,7 +67,7 @@ def search_reference(group: np.ndarray, grid: Grid) -> float:
         scale = round_scale(abs(wanted) if positive else wanted, grid.scale_kind)
         zero = midpoint(grid.bits) if grid.symmetric else np.clip(np.rint(-low * first / scale), 0, levels)
         codes = np.clip(np.rint(group / scale) + zero, float(grid.narrow), levels)
-        least = min(least, float(((group - scale * (codes - zero)) ** 2).sum()))
+        least = min(least, float((weights * (group - scale * (codes - zero)) ** 2).sum()))
     return least
 
 
@@ -177,24 +179,28 @@ def _choose(
 
 @jit
 def _refit(
-    tile: np.ndarray,
+    tile: tuple[np.ndarray, np.ndarray],
     work: np.ndarray,
     table: tuple[np.ndarray, np.ndarray, np.ndarray],
     span: np.float32,
     kind: int,
     best: np.ndarray,
 ) -> None:
-    """Try each lane's least-squares scale for its best codes: ``sum(x * c) / sum(c * c)``, rounded."""
+    """Try each lane's least-squares scale for its best codes: ``sum(w * x * c) / sum(w * c * c)``, rounded.
+
+    `tile` is the tile and its weights.
+    """
     scales, lowest, errors = table[0][:1], table[1][:1], table[2][:1]
     for lane in range(LANES):
         scales[0, lane] = best[0, lane]
         lowest[0, lane] = best[1, lane]
     sums = np.empty((2, LANES), np.float32)
-    fit_sums(tile, scales, lowest, span, sums)
+    fit_sums(tile[0], tile[1], scales, lowest, span, sums)
     for lane in range(LANES):
-        wanted = sums[0, lane] / max(sums[1, lane], np.float32(1.0)) * work[_BACK * LANES + lane]
+        bottom = sums[1, lane] if sums[1, lane] > np.float32(0.0) else np.float32(1.0)
+        wanted = sums[0, lane] / bottom * work[_BACK * LANES + lane]
         scales[0, lane] = round_single(wanted, kind) * work[_UNIT * LANES + lane]
-    measure(tile, scales, lowest, span, errors)
+    measure(tile[0], tile[1], scales, lowest, span, errors)
     _choose(work, (scales, lowest, errors), span, best)
 
 
@@ -220,6 +226,7 @@ def _search_part(
     form: tuple[int, int, int, int],
     source_kind: int,
     factors: np.ndarray,
+    weighing: tuple[int, np.ndarray],
     scales: tuple[np.ndarray, np.ndarray],
     start: int,
 ) -> None:
@@ -230,6 +237,7 @@ def _search_part(
     span = levels - np.float32(narrow)
     x = np.empty((LANES, group_size), np.float32)
     tile = np.empty(((group_size + 3) // 4 * 4, LANES), np.float32)
+    weights = np.empty_like(tile)
     work = np.empty(_ROWS * LANES, np.float32)
     n_candidates = factors.shape[0] + 1
     shape = (n_candidates, LANES)
@@ -237,6 +245,7 @@ def _search_part(
     best = np.empty((3, LANES), np.float32)
     for first in range(start, min(start + _TILES * LANES, n_groups), LANES):
         _load(groups, source_kind, first, x, tile, work)
+        weigh_tile(tile, (first, group_size), weighing, weights)
         _start(work, first, form, scales, table)
         if scales[1].shape[0] == 0:
             _propose_symmetric(work, factors, signed, kind, table)
@@ -244,10 +253,10 @@ def _search_part(
             _propose_asymmetric(work, factors, levels, kind, table)
         for lane in range(LANES):
             best[2, lane] = np.float32(np.inf)
-        measure(tile, table[0], table[1], span, table[2])
+        measure(tile, weights, table[0], table[1], span, table[2])
         _choose(work, table, span, best)
         for _ in range(_REFITS):
-            _refit(tile, work, table, span, kind, best)
+            _refit((tile, weights), work, table, span, kind, best)
         _store(first, form, scales, work, best)
 
 
@@ -257,6 +266,7 @@ def _search(
     form: tuple[int, int, int, int],
     source_kind: int,
     factors: np.ndarray,
+    weighing: tuple[int, np.ndarray],
     scales: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """Better the scales and zero points of the bits of floats (groups, group_size).
@@ -269,36 +279,51 @@ def _search(
     factors : float32 (n, 2)
         Of symmetric grids the first column counts, times the extreme; of asymmetric ones both, times the ends of the
         range.
+    weighing : (int, float32 (columns,) or (0,))
+        What errors weigh, and the energies of a row's inputs.
     scales : (uint16 (groups, 1 or 2), uint8 (groups, 1) or (0, 0))
     """
     for part in numba.prange((groups.shape[0] + _TILES * LANES - 1) // (_TILES * LANES)):
-        _search_part(groups, form, source_kind, factors, scales, part * _TILES * LANES)
+        _search_part(groups, form, source_kind, factors, weighing, scales, part * _TILES * LANES)
 
 
 @jit(parallel=True)
-def _search_signs(groups: np.ndarray, source_kind: int, kind: int, scale: np.ndarray) -> None:
-    """Find the scales of the sign grid, uint16 (groups, 1 or 2): twice the mean magnitude of each group."""
+def _search_signs(
+    groups: np.ndarray, source_kind: int, kind: int, weighing: tuple[int, np.ndarray], scale: np.ndarray
+) -> None:
+    """Find the scales of the sign grid, uint16 (groups, 1 or 2): twice the weighted mean magnitude of each group."""
+    size = groups.shape[1]
     for group in numba.prange(groups.shape[0]):
-        x = np.empty(groups.shape[1], np.float32)
-        widen_run(groups, source_kind, (group, 0, groups.shape[1]), x)
-        total = 0.0
-        for value in x:
-            total += abs(np.float64(value))
-        store_scale(scale, group, 0, kind, round_scale(2.0 * total / groups.shape[1], kind))
+        x = np.empty(size, np.float32)
+        widen_run(groups, source_kind, (group, 0, size), x)
+        wide = x.astype(np.float64)  # squares of float32 may overflow
+        spread = group_spread(wide)
+        top = bottom = 0.0
+        for j in range(size):
+            weight = element_weight(wide[j], spread, weighing, group * size + j)
+            top += weight * abs(wide[j])
+            bottom += weight
+        store_scale(scale, group, 0, kind, round_scale(2.0 * top / bottom if bottom > 0.0 else 0.0, kind))
 
 
-def search_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray | None]:
-    """Choose scales and zero points of least squared error among a list of clippings, those of `range_scales` first.
+def search_scales(
+    weight: np.ndarray, grid: Grid, energy: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Choose scales and zero points of least weighted error among a list of clippings, those of `range_scales` first.
 
-    Errors are those of the scales as stored, rounded to their dtype. The best candidate is then refitted to its own
+    Errors are those of the scales as stored, rounded to their dtype, squared, and weighted as `weights_reference` says
+    (after the quantizers of llama.cpp). The best candidate is then refitted to its own
     codes by least squares, and the fit kept where it is better. Where the grid is signed, symmetric and not narrow,
     candidates have either sign, so that the spare code may face the longer tail. The sign grid of one bit needs no
-    search: its best magnitude is the mean. Results are the same for any number of threads and any vector width.
+    search: its best magnitude is the (weighted) mean. Results are the same for any number of threads and any vector
+    width.
 
     Parameters
     ----------
     weight : float16, bfloat16 or float32 (rows, columns)
     grid : Grid
+    energy : float32 (columns,), optional
+        Mean square of the inputs that each column meets.
 
     Returns
     -------
@@ -310,19 +335,20 @@ def search_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarra
     Raises
     ------
     TypeError, ValueError
-        A weight or grid that does not fit.
+        A weight, grid or energies that do not fit.
     FloatingPointError
         NaN or infinity in the weight.
     """
     bits, source_kind = source_bits("weight", weight)
+    weighing = choose_weighing(grid.bits, energy, bits.shape[1])
     scale, zero_point = range_scales(weight, grid)
     groups = bits.reshape(-1, grid.group_size)
     flat = scale.reshape(len(groups), 2 if grid.scale_kind == SCALE_KINDS["float32"] else 1)
     if grid.bits == 1 and grid.symmetric:
-        _search_signs(groups, source_kind, grid.scale_kind, flat)
+        _search_signs(groups, source_kind, grid.scale_kind, weighing, flat)
         return scale, None
     zeros = np.empty((0, 0), np.uint8) if zero_point is None else zero_point.reshape(-1, 1)
     signed = grid.signed and grid.symmetric and not grid.narrow
     form = (grid.bits, int(grid.narrow), int(signed), grid.scale_kind)
-    _search(groups, form, source_kind, candidates(grid), (flat, zeros))
+    _search(groups, form, source_kind, candidates(grid), weighing, (flat, zeros))
     return scale, zero_point

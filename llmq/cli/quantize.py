@@ -63,7 +63,7 @@ class _GroupSize(click.ParamType[int]):
     show_default=True,
     help="narrow leaves the most negative code of a symmetric grid out.",
 )
-@click.option("--method", default="mse", show_default=True, metavar="NAME", help="How codes are chosen: mse or rtn.")
+@click.option("--method", default="mse", show_default=True, metavar="NAME", help="How codes are chosen: rtn, percentile, entropy, hqq or mse.")
 @click.option(
     "--lm-head", type=_KEEP_OR_BITS, help="Bits of an untied head.  [default: 8; keep for vllm, and if asymmetric]"
 )

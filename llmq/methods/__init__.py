@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from llmq.methods.clipped import entropy, percentile
+from llmq.methods.gptq import gptq
+from llmq.methods.hqq import hqq
+from llmq.methods.imatrix import imatrix
 from llmq.methods.mse import mse
 from llmq.methods.protocol import Method
 from llmq.methods.rtn import rtn
 from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec, ScaleDtype
 
+if TYPE_CHECKING:
+    from llmq.observers.inputs import InputStatistics
+
 __all__ = ["METHODS", "Method", "quantize_tensor"]
 
-METHODS: Final[dict[str, Method]] = {"mse": Method(mse), "rtn": Method(rtn)}
+METHODS: Final[dict[str, Method]] = {
+    "rtn": Method(rtn),
+    "percentile": Method(percentile),
+    "entropy": Method(entropy),
+    "hqq": Method(hqq),
+    "mse": Method(mse),
+    "imatrix": Method(imatrix, "energy"),
+    "gptq": Method(gptq, "moments"),
+}
+"""Ways to choose codes by name; those that need statistics are calibrated."""
 
 
 class SpecFields(TypedDict, total=False):
@@ -31,6 +47,7 @@ def quantize_tensor(
     group_size: int = 64,
     *,
     method: str = "mse",
+    statistics: InputStatistics | None = None,
     **spec_fields: Unpack[SpecFields],
 ) -> QuantizedTensor:
     """Quantize one weight held in memory.
@@ -45,6 +62,8 @@ def quantize_tensor(
         Elements of a row that share a scale; -1 for the whole row.
     method : str
         A key of `METHODS`.
+    statistics : InputStatistics, optional
+        Of the weight's inputs, for methods that need them: `llmq.observers.InputMoments` collects them.
     **spec_fields
         Further fields of `QuantSpec`: `symmetric`, `range`, `signed_scale`, `scale_dtype` (the weight's own by
         default).
@@ -58,8 +77,8 @@ def quantize_tensor(
     TypeError
         The weight is not a 2-D float array.
     ValueError
-        Fields that make no sense, a group size that does not divide `in_features`, an unknown method, or a weight
-        with NaN or infinity.
+        Fields that make no sense, a group size that does not divide `in_features`, an unknown method, missing
+        statistics, or a weight with NaN or infinity.
     """
     weight = np.asarray(weight)
     names = [name for name, dtype in FLOAT_DTYPES.items() if dtype == weight.dtype]
@@ -73,6 +92,6 @@ def quantize_tensor(
     rows = np.ascontiguousarray(weight, dtype=None if names else np.float32)
     scale_dtype: ScaleDtype = names[0] if names else "float32"  # type: ignore[assignment]
     try:
-        return METHODS[method].quantize(rows, spec.resolve(weight.shape[1], scale_dtype))
+        return METHODS[method].quantize(rows, spec.resolve(weight.shape[1], scale_dtype), statistics)
     except FloatingPointError as error:
         raise ValueError(str(error)) from None

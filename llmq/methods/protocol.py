@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llmq.observers.inputs import InputStatistics
 
-__all__ = ["Method", "Quantize", "encode_rows", "kernel_grid", "quantized"]
+__all__ = ["Method", "Quantize", "encode_rows", "energy_of", "kernel_grid", "quantized"]
 
 
 class Quantize(Protocol):
@@ -47,6 +47,13 @@ class Method:
 
     quantize: Quantize
     needs: Literal["nothing", "energy", "moments"] = "nothing"
+
+
+def energy_of(statistics: InputStatistics | None) -> np.ndarray:
+    """Energies of a weight's inputs; ValueError without statistics."""
+    if statistics is None:
+        raise ValueError("this method needs statistics of the weight's inputs, from calibration")
+    return statistics.energy
 
 
 def kernel_grid(spec: QuantSpec) -> Grid:

@@ -8,6 +8,7 @@ import numpy as np
 
 from llmq.observers.entropy import Entropy
 from llmq.observers.histogram import HistogramObserver, StreamingHistogram
+from llmq.observers.inputs import InputMoments, InputStatistics
 from llmq.observers.minmax import MinMax
 from llmq.observers.moving_average import MovingAverage
 from llmq.observers.mse import MSE
@@ -23,6 +24,8 @@ __all__ = [
     "OBSERVERS",
     "Entropy",
     "HistogramObserver",
+    "InputMoments",
+    "InputStatistics",
     "MinMax",
     "MovingAverage",
     "Observer",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+from llmq_kernels.curvature import factorize
+
+if TYPE_CHECKING:
+    from llmq_kernels.curvature import Curvature
 
 __all__ = ["InputMoments", "InputStatistics"]
 
 _ROWS: Final = 1024
 """Tokens that are multiplied at a time."""
+
+_COLUMNS: Final = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +40,22 @@ class InputStatistics:
     energy: np.ndarray
     tokens: int
     moments: np.ndarray | None = None
+    _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False, repr=False)
+
+    def curvature(self, group_size: int) -> Curvature:
+        """Moments ordered and factorized for groups of a size; the last ones are kept.
+
+        Raises
+        ------
+        ValueError
+            There are no moments, or they cannot be factorized.
+        """
+        if self.moments is None:
+            raise ValueError("all moments of the inputs are needed, not their diagonal alone")
+        if group_size not in self._curvatures:
+            self._curvatures.clear()  # each takes as much memory as the moments
+            self._curvatures[group_size] = factorize(self.moments, group_size)
+        return self._curvatures[group_size]
 
 
 class InputMoments:
@@ -59,7 +82,9 @@ class InputMoments:
             if self._moments is None:
                 self._energy += np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
             else:
-                self._moments += rows.T @ rows
+                # By columns: the product as a whole would take as much memory again.
+                for left in range(0, rows.shape[1], _COLUMNS):
+                    self._moments[left:, left : left + _COLUMNS] += rows[:, left:].T @ rows[:, left : left + _COLUMNS]
 
     def statistics(self) -> InputStatistics:
         """Means over all inputs so far; the accumulator is used up.
@@ -73,5 +98,8 @@ class InputMoments:
             raise ValueError("no inputs were counted")
         if self._moments is None:
             return InputStatistics((self._energy / self.tokens).astype(np.float32), self.tokens)
-        self._moments /= np.float32(self.tokens)
+        for left in range(0, len(self._moments), _COLUMNS):
+            part = self._moments[left:, left : left + _COLUMNS]
+            part /= np.float32(self.tokens)
+            self._moments[left : left + _COLUMNS, left:] = part.T
         return InputStatistics(self._moments.diagonal().copy(), self.tokens, self._moments)

@@ -152,7 +152,8 @@ def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
         raise UsageError("--max-shard-size must be positive", found=max_shard_size)
     from llmq.methods import METHODS
 
-    for flag, value, choices in (("--method", method, list(METHODS)), ("--nonfinite", nonfinite, ["error", "keep"])):
+    free = [name for name, found in METHODS.items() if found.needs == "nothing"]
+    for flag, value, choices in (("--method", method, free), ("--nonfinite", nonfinite, ["error", "keep"])):
         if value not in choices:
             raise UsageError(f"unknown {flag}", expected="/".join(choices), found=value)
 

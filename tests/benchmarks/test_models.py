@@ -96,7 +96,7 @@ def test_the_errors_of_other_processes_are_ours(pico, tmp_path):
         bench_memory(tmp_path / "nothing", MemorySettings())
     with pytest.raises(UsageError, match="unknown --method") as caught:
         run_llmq("quantize", pico[0], "-o", tmp_path / "out", "--method", "best")
-    assert "mse/rtn" in str(caught.value)
+    assert "rtn/percentile/entropy/hqq/mse" in str(caught.value)
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")

@@ -16,13 +16,13 @@ from llmq_kernels.lanes import (
 
 
 @numba.njit
-def call_measure(tile, scale, lowest, span, error):
-    measure(tile, scale, lowest, span, error)
+def call_measure(tile, weights, scale, lowest, span, error):
+    measure(tile, weights, scale, lowest, span, error)
 
 
 @numba.njit
-def call_fit_sums(tile, scale, lowest, span, sums):
-    fit_sums(tile, scale, lowest, span, sums)
+def call_fit_sums(tile, weights, scale, lowest, span, sums):
+    fit_sums(tile, weights, scale, lowest, span, sums)
 
 
 @numba.njit
@@ -35,23 +35,24 @@ def case(seed, rows, candidates):
     tile = rng.standard_t(3, (rows, LANES)).astype(np.float32)
     scale = (rng.uniform(0.01, 1, (candidates, LANES)) * rng.choice([-1, 1], (candidates, LANES))).astype(np.float32)
     lowest = -rng.integers(0, 16, (candidates, LANES)).astype(np.float32)
-    return tile, scale, lowest, np.float32(15)
+    weights = rng.exponential(1.0, tile.shape).astype(np.float32)
+    return tile, weights, scale, lowest, np.float32(15)
 
 
 @given(seed=st.integers(0, 2**32 - 1), quads=st.integers(0, 40), candidates=st.integers(0, 9))
 def test_measure_equals_the_reference_to_the_bit(seed, quads, candidates):
-    tile, scale, lowest, span = case(seed, 4 * quads, candidates)
+    tile, weights, scale, lowest, span = case(seed, 4 * quads, candidates)
     error = np.full((candidates, LANES), np.nan, np.float32)
-    call_measure(tile, scale, lowest, span, error)
-    np.testing.assert_array_equal(error, measure_reference(tile, scale, lowest, span))
+    call_measure(tile, weights, scale, lowest, span, error)
+    np.testing.assert_array_equal(error, measure_reference(tile, weights, scale, lowest, span))
 
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(0, 70))
 def test_fit_sums_equal_the_reference_to_the_bit(seed, rows):
-    tile, scale, lowest, span = case(seed, rows, 1)
+    tile, weights, scale, lowest, span = case(seed, rows, 1)
     sums = np.full((2, LANES), np.nan, np.float32)
-    call_fit_sums(tile, scale, lowest, span, sums)
-    np.testing.assert_array_equal(sums, fit_sums_reference(tile, scale, lowest, span))
+    call_fit_sums(tile, weights, scale, lowest, span, sums)
+    np.testing.assert_array_equal(sums, fit_sums_reference(tile, weights, scale, lowest, span))
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 9, 16, 63, 64])
@@ -66,8 +67,8 @@ def test_fill_tile_transposes_whole_eights(columns):
 
 
 def test_overflow_stays_in_its_lane():
-    tile, scale, lowest, span = case(0, 8, 1)
+    tile, weights, scale, lowest, span = case(0, 8, 1)
     tile[3, 5] = np.inf
     error = np.empty((1, LANES), np.float32)
-    call_measure(tile, scale, lowest, span, error)
+    call_measure(tile, weights, scale, lowest, span, error)
     np.testing.assert_array_equal(np.isfinite(error[0]), np.arange(LANES) != 5)

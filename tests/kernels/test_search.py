@@ -9,14 +9,22 @@ from llmq_kernels.layout import SCALE_KINDS, Grid
 from llmq_kernels.quantize import dequantize, quantize
 from llmq_kernels.ranges import range_scales
 from llmq_kernels.search import search_reference, search_scales
+from llmq_kernels.search_weights import weights_reference
 
 KINDS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
-def errors(weight, grid, scales):
-    """Squared error of each group, float64, of weights in the usual range."""
+def weights_of(weight, grid, energy=None):
+    """What the errors of each group's elements weigh, float64 (groups, group_size)."""
+    groups = weight.reshape(-1, grid.group_size)
+    rows = [None] * len(groups) if energy is None else np.tile(energy, weight.shape[0]).reshape(groups.shape)
+    return np.stack([weights_reference(g, grid.bits, e) for g, e in zip(groups, rows, strict=True)])
+
+
+def errors(weight, grid, scales, weights=1.0):
+    """Weighted squared error of each group, float64, of weights in the usual range."""
     off = weight.astype(np.float64) - dequantize(quantize(weight, grid, *scales))
-    return (off**2).reshape(-1, grid.group_size).sum(axis=1)
+    return (weights * (off**2).reshape(-1, grid.group_size)).sum(axis=1)
 
 
 @settings(max_examples=80)
@@ -44,8 +52,10 @@ def test_never_worse_than_rounding_to_nearest(
     assert (scale != 0).all()
     if not (variant == "signed" and symmetric):
         assert (scale > 0).all()
-    tiny = 1e-4 * (weight.astype(np.float64) ** 2).reshape(-1, group_size).sum(axis=1) * 4.0**-bits
-    assert (errors(weight, grid, found) <= errors(weight, grid, range_scales(weight, grid)) * 1.00001 + tiny).all()
+    weights = weights_of(weight, grid)
+    tiny = 1e-4 * (weights * (weight.astype(np.float64) ** 2).reshape(-1, group_size)).sum(axis=1) * 4.0**-bits
+    least = errors(weight, grid, range_scales(weight, grid), weights)
+    assert (errors(weight, grid, found, weights) <= least * 1.00001 + tiny).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,19 +71,54 @@ def test_at_least_as_good_as_every_candidate(bits, kind, variant):
         signed=variant == "signed",
         scale_kind=SCALE_KINDS[kind],
     )
-    found = errors(weight, grid, search_scales(weight, grid))
+    found = errors(weight, grid, search_scales(weight, grid), weights_of(weight, grid))
     for error, group in zip(found, weight.astype(np.float64).reshape(-1, 32), strict=True):
         # A scale one unit in the last place away may win where a candidate lies between two stored scales.
         assert error <= search_reference(group, grid) * 1.001
 
 
+@settings(max_examples=40)
+@given(bits=st.integers(1, 8), symmetric=st.booleans(), rows=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
+def test_energies_choose_what_counts(bits, symmetric, rows, seed):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_t(4, (rows, 96)).astype(np.float32)
+    energy = rng.exponential(1.0, 96).astype(np.float32) ** 3
+    grid = Grid(bits, 24, symmetric=symmetric, scale_kind=SCALE_KINDS["bfloat16"])
+    weights = weights_of(weight, grid, energy)
+    found = errors(weight, grid, search_scales(weight, grid, energy), weights)
+    free = errors(weight, grid, search_scales(weight, grid), weights)
+    assert found.sum() <= free.sum() * 1.0001
+    for error, group, weighed in zip(found, weight.reshape(-1, 24), weights, strict=True):
+        if bits > 1 or not symmetric:
+            assert error <= search_reference(group.astype(np.float64), grid, weighed) * 1.001
+
+
+def test_columns_that_meet_nothing_leave_the_scale_to_the_others():
+    weight = np.array([[1.5, 1.0, -1.0, 1.0], [1.0, -1.5, 1.0, 1.0]], np.float32)
+    scale, _ = search_scales(weight, Grid(2, 4), np.array([0.0, 1.0, 1.0, 1.0], np.float32))
+    assert np.abs(scale.view(np.float32)[0]) == pytest.approx(1.0)
+    scale, _ = search_scales(weight, Grid(4, 4), np.zeros(4, np.float32))
+    rounded, _ = range_scales(weight, Grid(4, 4))
+    assert np.array_equal(scale, rounded)
+
+
+@pytest.mark.parametrize("wrong", [np.ones(3, np.float32), np.ones(4), np.array([1, 1, 1, -1], np.float32)])
+def test_energies_that_do_not_fit(wrong):
+    with pytest.raises(ValueError, match="energy must be"):
+        search_scales(np.ones((2, 4), np.float32), Grid(4, 4), wrong)
+
+
 def test_the_error_on_normal_weights_is_what_it_was():
     weight = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
     total = float((weight.astype(np.float64) ** 2).sum())
-    limits = {8: 4e-5, 4: 8.6e-3, 3: 3.3e-2, 2: 0.127, 1: 0.37}
-    for bits, limit in limits.items():
+    # Up to 3 bits the errors of large weights count more, at the price of some for all together.
+    limits = {8: (4e-5, 4e-5), 4: (8.6e-3, 8.6e-3), 3: (3.3e-2, 2.6e-2), 2: (0.128, 0.107), 1: (0.384, 0.315)}
+    for bits, (limit, weighted) in limits.items():
         grid = Grid(bits, 64, scale_kind=SCALE_KINDS["float16"])
-        assert errors(weight, grid, search_scales(weight, grid)).sum() / total < limit
+        scales, weights = search_scales(weight, grid), weights_of(weight, grid)
+        assert errors(weight, grid, scales).sum() / total < limit
+        squares = (weights * weight.reshape(-1, 64).astype(np.float64) ** 2).sum()
+        assert errors(weight, grid, scales, weights).sum() / squares < weighted
 
 
 def test_the_spare_code_faces_the_longer_tail():
@@ -85,9 +130,10 @@ def test_the_spare_code_faces_the_longer_tail():
         assert positive.view(np.float32).item() > 0
 
 
-def test_the_sign_grid_takes_the_mean():
+def test_the_sign_grid_takes_the_weighted_mean():
+    # Twice (6 * 1 + 7 * 2 + 8 * 3 + 11 * 6) / (6 + 7 + 8 + 11): weights are 5 + |x|.
     scale, _ = search_scales(np.array([[1.0, -2.0, 3.0, -6.0]], np.float32), Grid(1, 4))
-    assert scale.view(np.float32).item() == 6.0
+    assert scale.view(np.float32).item() == 6.875
 
 
 def test_groups_of_the_largest_and_smallest_floats():

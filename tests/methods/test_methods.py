@@ -4,12 +4,28 @@ import pytest
 
 import llmq
 from llmq.methods import METHODS, quantize_tensor
+from llmq.observers import InputMoments
 from llmq.spec import QuantSpec
+from llmq_kernels.search_weights import weights_reference
 
 
 def weights(rows=32, columns=256, seed=0):
     rng = np.random.default_rng(seed)
     return (rng.standard_t(5, (rows, columns)) * 0.02).astype(np.float32)
+
+
+def statistics(columns=256, seed=1):
+    """Of correlated inputs of unequal energy."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2000, columns)) @ (np.eye(columns) + 0.1 * rng.standard_normal((columns, columns)))
+    moments = InputMoments(columns, whole=True)
+    moments.add((x * rng.exponential(1.0, columns)).astype(np.float32))
+    return moments.statistics()
+
+
+def output_error(weight, q, found):
+    off = weight - q.dequantize()
+    return float(((off @ found.moments) * off).sum())
 
 
 def error(weight, q):
@@ -21,21 +37,25 @@ def error(weight, q):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_every_method_gives_every_width(method, symmetric, bits):
     weight = weights()
-    q = quantize_tensor(weight, bits=bits, group_size=64, method=method, symmetric=symmetric)
+    q = quantize_tensor(weight, bits=bits, group_size=64, method=method, symmetric=symmetric, statistics=statistics())
     assert q.shape == weight.shape
     assert q.codes().max() < 1 << bits
     assert (q.zero_point is None) == symmetric
     step = np.repeat(np.abs(q.scale.astype(np.float32)), 64, axis=1)
     if method == "rtn" and bits > 1:
         assert (np.abs(weight - q.dequantize()) <= step * 0.501 + 1e-9).all()
-    if (method, bits, symmetric) != ("rtn", 1, True):  # plus or minus the largest of the group
+    # One bit by rtn or a percentile is plus or minus a large value of the group; gptq minds the outputs.
+    if bits > 1 or method not in ("rtn", "percentile", "entropy", "gptq"):
         assert error(weight, q) < 1.0
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_more_bits_are_never_worse(method):
-    weight = weights()
-    errors = [error(weight, quantize_tensor(weight, bits=b, method=method)) for b in range(1, 9)]
+    weight, found = weights(), statistics()
+    errors = [
+        output_error(weight, quantize_tensor(weight, bits=b, method=method, statistics=found), found)
+        for b in range(1, 9)
+    ]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -43,13 +63,47 @@ def test_more_bits_are_never_worse(method):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_mse_is_at_least_as_near_as_rtn_in_every_group(symmetric, bits):
     weight = weights(seed=bits)
+    counted = np.stack([weights_reference(group, bits) for group in weight.reshape(-1, 64)]).reshape(32, -1, 64)
     by_method = {
-        m: ((weight - quantize_tensor(weight, bits=bits, method=m, symmetric=symmetric).dequantize()) ** 2)
-        .reshape(32, -1, 64)
-        .sum(axis=2)
+        m: (
+            counted
+            * (weight - quantize_tensor(weight, bits=bits, method=m, symmetric=symmetric).dequantize()).reshape(
+                32, -1, 64
+            )
+            ** 2
+        ).sum(axis=2)
         for m in ("rtn", "mse")
     }
     assert (by_method["mse"] <= by_method["rtn"] * (1 + 1e-5) + 1e-12).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 64), (3, 64), (2, 32)])
+def test_the_ladder_of_methods(bits, group_size, symmetric):
+    weight, found = weights(rows=128), statistics()
+    errors = [
+        output_error(
+            weight,
+            quantize_tensor(weight, bits, group_size, method=method, symmetric=symmetric, statistics=found),
+            found,
+        )
+        for method in ("rtn", "mse", "imatrix", "gptq")
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[3] < 0.7 * errors[2]
+
+
+@pytest.mark.parametrize("method", ["imatrix", "gptq"])
+def test_calibrated_methods_need_statistics(method):
+    with pytest.raises(ValueError, match="needs statistics"):
+        quantize_tensor(weights(), method=method)
+
+
+def test_gptq_needs_all_moments():
+    moments = InputMoments(256)
+    moments.add(np.ones((3, 256), np.float32))
+    with pytest.raises(ValueError, match="all moments"):
+        quantize_tensor(weights(), method="gptq", statistics=moments.statistics())
 
 
 def test_the_spare_code_faces_the_longer_tail():
