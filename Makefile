@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo tour test test-slow check fix docs bench performance clean
+.PHONY: help demo tour test test-slow check fix docs bench performance quality clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
@@ -17,6 +17,7 @@ help:
 	@echo "make docs       write all tables and pictures of README and docs but performance (some minutes)"
 	@echo "make bench        compare with ONNX Runtime, torch and llama.cpp (compiles llama.cpp first)"
 	@echo "make performance  measure anew what docs/performance.md shows (an hour or two)"
+	@echo "make quality TEXT=... CALIBRATION=... SEEN=...  measure anew what docs/quality.md shows (40 minutes)"
 	@echo "make test-slow  run the tests that take minutes"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -65,6 +66,9 @@ bench: $(VENV)/.bench
 
 performance: $(VENV)/.bench
 	$(BIN)/python scripts/update_performance.py
+
+quality: $(VENV)/.bench
+	$(BIN)/python scripts/bench_quality.py --text $(TEXT) --calibration $(CALIBRATION) $(if $(SEEN),--seen $(SEEN))
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
