@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,6 +59,7 @@ class Bench:
     texts: dict[str, Path]
     max_tokens: int
     old: bool = False
+    _warm: set[str] = field(default_factory=set, repr=False)
 
     def result(self, row: Row) -> dict[str, Any]:
         """Find the result of a row: a kept one, or a new one.
@@ -101,11 +102,11 @@ class Bench:
         return dict(json.loads(json.dumps(asked)))
 
     def _measure(self, row: Row) -> dict[str, Any]:
-        model, output = self.model(row.model), self.folder / "out"
+        model, output = self.model(row.model), self.folder / f"out-{row.key}"
         shutil.rmtree(output, ignore_errors=True)
         if row.maker == "llmq":
             data = ("--calibrate", self.texts[row.text]) if row.text else ()
-            report = llmq("quantize", model, "-o", output, *row.flags, *data)
+            report = self._quantize(row.method, "quantize", model, "-o", output, *row.flags, *data)
             found = {key: report[key] for key in _FACTS} | {"nmse": llmq("compare", model, output)["nmse"]}
         else:
             with Child("quality_peers", row.method, **self._arguments(row, model, output)) as child:
@@ -114,6 +115,14 @@ class Bench:
         evaluated = llmq("eval", output, "--base", model, "--text", self.texts["text"], *limit)
         shutil.rmtree(output)
         return {**evaluated, **found, "eval_seconds": evaluated["seconds"]}
+
+    def _quantize(self, method: str, *arguments: object) -> dict[str, Any]:
+        """Run a command, twice for a method not used yet, so that no kernel is compiled while it is timed."""
+        report = llmq(*arguments)
+        if method not in self._warm:
+            self._warm.add(method)
+            report = llmq(*arguments, "--overwrite")
+        return report
 
     def _arguments(self, row: Row, model: Path, output: Path) -> dict[str, Any]:
         arguments = {"model": str(model), "output": str(output), **row.peer}

@@ -109,6 +109,21 @@ def test_a_row_that_fails_is_shown_and_tried_again(bench, texts, page, tmp_path,
     assert "- llmq rtn, 4 bits, g64: no such width" in page.read_text()
 
 
+def test_the_first_run_of_a_method_is_not_the_one_that_is_timed(bench, texts, tmp_path, monkeypatch):
+    asked = []
+
+    def llmq(*arguments):
+        asked.append(arguments[0])
+        return RESULT | {"seconds": float(len(asked))}
+
+    monkeypatch.setattr(bench, "llmq", llmq)
+    made = bench.Bench(tmp_path / "work", texts, 100)
+    monkeypatch.setattr(bench.shutil, "rmtree", lambda *_, **__: None)
+    seconds = [made.result(row_of(bench, f"llmq-rtn-{bits}-bits-g64-plain"))["seconds"] for bits in (4, 3)]
+    assert asked == ["sample", "quantize", "quantize", "compare", "eval", "sample", "quantize", "compare", "eval"]
+    assert seconds == [3.0, 7.0]
+
+
 def test_peers_are_measured_in_processes_of_their_own(bench, texts, tmp_path):
     row = bench.Row("HQQ", "none", None, "plain", "NoSuchPeer")
     found = bench.Bench(tmp_path / "work", texts, 100).result(row)
