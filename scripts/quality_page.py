@@ -23,6 +23,9 @@ _GATED: Final = ("4 bits, g64", "3 bits, g64", "2 bits, g32")
 _MORE: Final = 0.1
 """Bits per weight that a better method may take above `rtn`."""
 
+_EQUAL: Final = 5e-3
+"""Bits per weight by which sizes may differ and be the same: paddings and shapes that are stored."""
+
 
 @dataclass(frozen=True)
 class Page:
@@ -108,7 +111,9 @@ class Page:
         for row, result in self.good.items():
             if row.maker == "llmq":
                 continue
-            best = self._best(result["bits_per_weight_quantized"], data=row.text is not None)
+            limit = result["bits_per_weight_quantized"] + _EQUAL
+            best = self._best(limit, data=row.text is not None)
+            best = best if best and best[1]["bits_per_weight_quantized"] > limit - 1 else None
             shown = [f"{row.maker} {row.name}", _yes(row), *_bits_and_kl(result)]
             if best:
                 shown += [best[0].name, *_bits_and_kl(best[1]), f"{best[1]['kl_mean'] / result['kl_mean']:.2f}"]
@@ -180,7 +185,7 @@ class Page:
             if row.maker == "llmq"
             and shape in row.name
             and (data or row.text is None)
-            and result["bits_per_weight_quantized"] <= limit + 5e-3
+            and result["bits_per_weight_quantized"] <= limit
         ]
         return min(fitting, key=lambda item: float(item[1]["kl_mean"]), default=None)
 

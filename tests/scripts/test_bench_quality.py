@@ -149,6 +149,8 @@ def test_tables(bench, script):
         "llmq-mse-4-bits-g32-plain": result(4.5, 0.001),
         "llmq-rtn-4-bits-g64-outliers-8": result(4.25, 0.03),
         "llama.cpp-Q4_K-plain": result(4.5, 0.002),
+        "llama.cpp-Q8_0-plain": result(8.5, 0.0001),
+        "llama.cpp-IQ4_XS-plain": result(4.247, 0.01),
         "llama.cpp-IQ4_XS-importance-matrix-calibration-plain": result(4.25, 0.01),
         "llama.cpp-Q4_K-importance-matrix-calibration-plain": result(4.5, 0.001),
         "llama.cpp-Q4_K-importance-matrix-seen-plain": result(4.5, 0.003),
@@ -159,10 +161,12 @@ def test_tables(bench, script):
     ]
     beside = {cells[0]: cells[4:] for cells in lines_of(page.peers())}
     assert beside["llama.cpp Q4_K"] == ["mse, 4 bits, g32", "4.500", "0.001000", "0.50"]
+    assert beside["llama.cpp Q8_0"] == ["-", "-", "-", "-"]  # nothing of ours is near
+    assert beside["llama.cpp IQ4_XS"][:2] == ["mse, 4 bits, g64", "4.250"]
     assert beside["llama.cpp IQ4_XS, importance matrix"] == ["mse, 4 bits, g64", "4.250", "0.015000", "1.50"]
     assert lines_of(page.outliers()) == [["llmq rtn, 4 bits, g64", "0.020000", "0.030000", "1.50", "-", "-"]]
     assert lines_of(page.seen()) == [["llama.cpp Q4_K, importance matrix", "0.001000", "0.003000", "3.00"]]
-    assert len(lines_of(page.rows())) == 6
+    assert len(lines_of(page.rows())) == 8
 
 
 def test_what_methods_cost(bench, page):
