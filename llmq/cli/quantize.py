@@ -63,7 +63,24 @@ class _GroupSize(click.ParamType[int]):
     show_default=True,
     help="narrow leaves the most negative code of a symmetric grid out.",
 )
-@click.option("--method", default="mse", show_default=True, metavar="NAME", help="How codes are chosen: rtn, percentile, entropy, hqq or mse.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="How codes are chosen: rtn, percentile, entropy, hqq, mse; calibrated: imatrix, gptq.  "
+    "[default: mse; gptq with --calibrate]",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="UTF-8 text to calibrate on.  [default for calibrated methods: a bundled one]",
+)
+@click.option(
+    "--calibrate-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of that text to use.  [default: 8192]",
+)
 @click.option(
     "--lm-head", type=_KEEP_OR_BITS, help="Bits of an untied head.  [default: 8; keep for vllm, and if asymmetric]"
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import llmq
+from llmq.architectures import decoder_config
 from llmq.checkpoint.journal import Scratch
 from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.output_folder import clear_leftovers, refuse_same_folder
@@ -18,6 +19,7 @@ from llmq.checkpoint.writer import CheckpointWriter
 from llmq.errors import ResourceError, UsageError
 from llmq.pipeline.report import QuantizeReport
 from llmq.plan import build_plan
+from llmq.plan.calibrated import CALIBRATION_TOKENS, with_calibration
 from llmq.plan.recipes import make_recipe
 from llmq.system.files import free_bytes
 from llmq.system.memory import PeakMemory
@@ -26,7 +28,9 @@ from llmq.system.progress import NullProgress, Progress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmq.checkpoint.source import Source
+    from llmq.checkpoint.source import FolderSource, Source
+    from llmq.pipeline.calibration import Calibration
+    from llmq.pipeline.run_calibrated import BlockResult
     from llmq.plan import Plan
     from llmq.spec import Override
 
@@ -57,7 +61,9 @@ def quantize(
     group_size: int | None = None,
     symmetric: bool = True,
     range: str = "full",  # noqa: A002  (the flag's name)
-    method: str = "mse",
+    method: str | None = None,
+    calibrate: str | Path | None = None,
+    calibrate_tokens: int | None = None,
     lm_head: int | str | None = None,
     embeddings: int | str = "keep",
     ignore: Sequence[str] = (),
@@ -83,8 +89,12 @@ def quantize(
         Folder to write. Running a finished one again does nothing; an interrupted one is continued.
     bits, group_size, symmetric, range : int, int, bool, {"full", "narrow"}
         See `QuantSpec`; `group_size` defaults to 64, or to what `target` needs; -1 is the whole row.
-    method : str
-        A key of `llmq.methods.METHODS`.
+    method : str, optional
+        A key of `llmq.methods.METHODS`: "mse" by default, and "gptq" where `calibrate` is given.
+    calibrate : str or Path, optional
+        UTF-8 text to calibrate on; methods that need one take a bundled one by default.
+    calibrate_tokens : int, optional
+        Tokens of it to use, 8192 by default.
     lm_head, embeddings : int or "keep"
         Bits of an untied head (8 by default) and of the embedding table (kept by default).
     ignore : sequence of str
@@ -119,6 +129,7 @@ def quantize(
     LlmqError
         One of its subclasses; nothing half-written is ever published.
     """
+    method = method or ("mse" if calibrate is None else "gptq")
     recipe = make_recipe(
         bits=bits,
         group_size=group_size,
@@ -132,19 +143,23 @@ def quantize(
         target=target,
     )
     _check_choices(method, nonfinite, max_shard_size)
+    text = _text(method, calibrate, calibrate_tokens)
     run = _Run(
         Path(output), max_shard_size, max_memory, threads, nonfinite, overwrite, resume, progress or NullProgress()
     )
     with open_source(model, revision=revision) as source:
         _check_folders(source, run.output)
         plan = build_plan(source, recipe, max_shard_size=max_shard_size, max_memory=max_memory)
+        if text is not None:
+            plan = with_calibration(plan, source.config, text.tokens, max_memory)
         for warning in plan.warnings:
             _log.warning(warning)
         for hint in plan.hints:
             _log.info("hint: %s", hint)
         if dry_run:
             return _report(run, plan, source, "dry run")
-        return _quantize(run, plan, source)
+        calibration = text.read(source) if text else None
+        return _quantize(run, plan, source, calibration)
 
 
 def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
@@ -152,14 +167,41 @@ def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
         raise UsageError("--max-shard-size must be positive", found=max_shard_size)
     from llmq.methods import METHODS
 
-    free = [name for name, found in METHODS.items() if found.needs == "nothing"]
-    for flag, value, choices in (("--method", method, free), ("--nonfinite", nonfinite, ["error", "keep"])):
+    for flag, value, choices in (("--method", method, list(METHODS)), ("--nonfinite", nonfinite, ["error", "keep"])):
         if value not in choices:
             raise UsageError(f"unknown {flag}", expected="/".join(choices), found=value)
 
 
-def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
-    identity = _identity(run, plan, source)
+@dataclass(frozen=True)
+class _Text:
+    """What to calibrate on."""
+
+    path: Path | None
+    tokens: int
+
+    def read(self, source: FolderSource) -> Calibration:
+        """Read it, as tokens of the model."""
+        from llmq.pipeline.calibration import read_calibration
+
+        return read_calibration(source.folder, decoder_config(source.config), self.path, self.tokens)
+
+
+def _text(method: str, calibrate: str | Path | None, tokens: int | None) -> _Text | None:
+    """What a method is calibrated on, if it is."""
+    from llmq.methods import METHODS
+
+    if METHODS[method].needs == "nothing":
+        if calibrate is None and tokens is None:
+            return None
+        calibrated = "/".join(name for name, found in METHODS.items() if found.needs != "nothing")
+        raise UsageError(f"--calibrate: {method} needs no data", hint=f"--method {calibrated}")
+    if tokens is not None and tokens < 1:
+        raise UsageError("--calibrate-tokens must be positive", found=tokens)
+    return _Text(None if calibrate is None else Path(calibrate), tokens or CALIBRATION_TOKENS)
+
+
+def _quantize(run: _Run, plan: Plan, source: Source, calibration: Calibration | None) -> QuantizeReport:
+    identity = _identity(run, plan, source, calibration)
     if not run.overwrite and _already_complete(run.output, identity):
         clear_leftovers(run.output)
         return _report(run, plan, source, "already complete")
@@ -169,30 +211,43 @@ def _quantize(run: _Run, plan: Plan, source: Source) -> QuantizeReport:
     with PeakMemory() as memory:
         if run.nonfinite == "keep":
             plan = _without_nonfinite(run, plan, source)
-        _write(run, plan, source, identity)
+        blocks = _write(run, plan, source, identity, calibration)
     return replace(
         _report(run, plan, source, "quantized"),
+        calibration=calibration,
+        blocks=blocks,
         seconds=time.perf_counter() - began,
         peak_anon_bytes=memory.peak_anon,
         peak_rss_bytes=memory.peak_rss,
     )
 
 
-def _write(run: _Run, plan: Plan, source: Source, identity: dict[str, Any]) -> None:
+def _write(
+    run: _Run, plan: Plan, source: Source, identity: dict[str, Any], calibration: Calibration | None
+) -> tuple[BlockResult, ...]:
     from llmq.pipeline.run import NonfiniteError, bytes_to_read, run_plan
 
     copies, _ = select_copies(source)
+    blocks: tuple[BlockResult, ...] = ()
     with CheckpointWriter(
         run.output, plan.shards, identity=identity, overwrite=run.overwrite, resume=run.resume
     ) as writer:
-        run.progress.start("quantizing", bytes_to_read(plan, writer))
         try:
-            run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite)
+            if calibration is None:
+                run.progress.start("quantizing", bytes_to_read(plan, writer))
+                run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite)
+                run.progress.finish()
+            else:
+                from llmq.pipeline.run_calibrated import run_calibrated
+
+                blocks = run_calibrated(
+                    plan, source, writer, run.progress, calibration=calibration, nonfinite=run.nonfinite
+                )
         except NonfiniteError:
             writer.discard()
             raise
-        run.progress.finish()
         writer.commit(plan.config, copies)
+    return blocks
 
 
 def _without_nonfinite(run: _Run, plan: Plan, source: Source) -> Plan:
@@ -206,9 +261,11 @@ def _without_nonfinite(run: _Run, plan: Plan, source: Source) -> Plan:
     return build_plan(source, plan.recipe, max_shard_size=run.max_shard_size, max_memory=run.max_memory, keep=keep)
 
 
-def _identity(run: _Run, plan: Plan, source: Source) -> dict[str, Any]:
+def _identity(run: _Run, plan: Plan, source: Source, calibration: Calibration | None) -> dict[str, Any]:
     """What must be the same for an earlier run to be continued: source, settings, version."""
     settings = asdict(plan.recipe) | {"max_shard_size": run.max_shard_size, "nonfinite": run.nonfinite}
+    if calibration is not None:
+        settings["calibration"] = calibration.identity()
     identity = {"llmq_version": llmq.__version__, "settings": settings, "source": source.identity()}
     return cast("dict[str, Any]", json.loads(json.dumps(identity)))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llmq.pipeline.calibration import Calibration
+    from llmq.pipeline.run_calibrated import BlockResult
     from llmq.plan import Plan, TensorPlan
 
 __all__ = ["QuantizeReport"]
@@ -31,6 +33,10 @@ class QuantizeReport:
         Peak anonymous and total resident memory of the process; 0 where nothing ran.
     skipped_files : tuple of str
         Files of the source that were not copied.
+    calibration : Calibration or None
+        The text that was calibrated on.
+    blocks : tuple of BlockResult
+        How the blocks of a calibrated run came out; those that an earlier run finished are missing.
     """
 
     output: Path
@@ -40,6 +46,8 @@ class QuantizeReport:
     peak_anon_bytes: int
     peak_rss_bytes: int
     skipped_files: tuple[str, ...]
+    calibration: Calibration | None = None
+    blocks: tuple[BlockResult, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `llmq quantize --json` prints, without its schema number."""
@@ -58,8 +66,16 @@ class QuantizeReport:
             "predicted_peak_bytes": plan.predicted_peak_bytes,
             "warnings": list(plan.warnings),
             "skipped_files": list(self.skipped_files),
+            "calibration": _calibration(self.calibration),
+            "blocks": [asdict(block) for block in self.blocks],
             "tensors": [_tensor(t) for t in plan.tensors],
         }
+
+
+def _calibration(found: Calibration | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"text": found.text, "tokens": found.tokens.size, "context": found.tokens.shape[1], "sha256": found.sha256}
 
 
 def _tensor(tensor: TensorPlan) -> dict[str, Any]:

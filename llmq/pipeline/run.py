@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmq.plan import Plan, TensorPlan
     from llmq.system.progress import Progress
 
-__all__ = ["NonfiniteError", "bytes_to_read", "nonfinite_tensors", "run_plan"]
+__all__ = ["NonfiniteError", "bytes_to_read", "missing_outputs", "nonfinite_tensors", "refuse_nonfinite", "run_plan"]
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -51,7 +51,7 @@ def run_plan(
     InputError
         The source cannot be read, or changed while it was read.
     """
-    jobs = [(tensor, missing) for tensor in plan.tensors if (missing := _missing(tensor, writer))]
+    jobs = [(tensor, missing) for tensor in plan.tensors if (missing := missing_outputs(tensor, writer))]
     tensors = [tensor for tensor, _ in jobs]
     with _reading(tensors, source) as ahead, WriteBehind(writer, BLOCKS_WRITTEN) as behind:
         reads = iter(ahead)
@@ -86,10 +86,11 @@ def _blocks(tensor: TensorPlan) -> Sequence[Block]:
 
 def bytes_to_read(plan: Plan, writer: CheckpointWriter) -> int:
     """Bytes of the tensors that an earlier run has not written."""
-    return sum(tensor.info.nbytes for tensor in plan.tensors if _missing(tensor, writer))
+    return sum(tensor.info.nbytes for tensor in plan.tensors if missing_outputs(tensor, writer))
 
 
-def _missing(tensor: TensorPlan, writer: CheckpointWriter) -> frozenset[str]:
+def missing_outputs(tensor: TensorPlan, writer: CheckpointWriter) -> frozenset[str]:
+    """Parts of a tensor that an earlier run has not written."""
     return frozenset(output.name for output in tensor.outputs) - writer.completed
 
 
@@ -133,10 +134,11 @@ def _copy(
             found += _count_nonfinite(raw, tensor)
         behind.write(tensor.name, raw, release)
         progress.advance(raw.size)
-    _refuse_nonfinite(tensor, *found.tolist())
+    refuse_nonfinite(tensor, *found.tolist())
 
 
-def _refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
+def refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
+    """Raise NonfiniteError if a tensor holds so many NaN and infinities, unless none."""
     if nan + infinite:
         raise NonfiniteError(
             "weight is not finite",
@@ -178,5 +180,5 @@ def _quantize(tensor: TensorPlan, method: str, blocks: Iterable[_Read], sink: _S
         for suffix, array in arrays.items():
             sink.write(suffix, array)
         progress.advance(raw.size)
-    _refuse_nonfinite(tensor, *found.tolist())
+    refuse_nonfinite(tensor, *found.tolist())
     sink.write("weight_shape", np.array(tensor.info.shape, "<i8"))

@@ -13,6 +13,7 @@ from llmq.formats.schemes import QUANT_METHOD
 from llmq.runtime.linear import DenseLinear, PackedLinear
 
 if TYPE_CHECKING:
+    from llmq.checkpoint.loaded import LoadedCheckpoint
     from llmq.checkpoint.mapped import MappedCheckpoint
     from llmq.formats.compressed_tensors import Schemes
     from llmq.runtime.linear import Compute, Linear
@@ -29,14 +30,15 @@ class Weights:
 
     Parameters
     ----------
-    mapped : MappedCheckpoint
+    mapped : MappedCheckpoint or LoadedCheckpoint
+        Where tensors come from.
     schemes : Schemes or None
         How packed modules are quantized; None for a checkpoint without any.
     compute : {"int8", "float32"}
         Of packed linears.
     """
 
-    def __init__(self, mapped: MappedCheckpoint, schemes: Schemes | None, compute: Compute) -> None:
+    def __init__(self, mapped: MappedCheckpoint | LoadedCheckpoint, schemes: Schemes | None, compute: Compute) -> None:
         self._mapped = mapped
         self._infos = mapped.source.tensors
         self._schemes = schemes

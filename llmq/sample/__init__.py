@@ -1,4 +1,4 @@
-"""A small real Llama checkpoint, and a text it never saw, that come with the package."""
+"""A small real Llama checkpoint, and texts it never saw, that come with the package."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["HELDOUT", "heldout_text", "write_sample"]
+__all__ = ["CALIBRATION", "HELDOUT", "calibration_text", "heldout_text", "write_sample"]
 
 HELDOUT: Final = "heldout.txt"
-"""Name of the text beside the model."""
+"""Name of the text beside the model to measure on."""
+
+CALIBRATION: Final = "calibration.txt"
+"""Name of the text beside the model to calibrate on: another part of the same novel."""
 
 _LAST: Final = "config.json"
 
 
 def write_sample(folder: str | Path) -> Path:
-    """Write the sample checkpoint and its held-out text.
+    """Write the sample checkpoint and its texts.
 
     A folder that holds a part of it already, and nothing else, is completed.
 
@@ -57,6 +60,11 @@ def write_sample(folder: str | Path) -> Path:
 def heldout_text() -> str:
     """Return about 60 kB of a novel that the sample model was not trained on."""
     return (_data() / HELDOUT).read_text(encoding="utf-8")
+
+
+def calibration_text() -> str:
+    """Return about 70 kB of the same novel, from its second half, to calibrate on."""
+    return (_data() / CALIBRATION).read_text(encoding="utf-8")
 
 
 def _data() -> Traversable:

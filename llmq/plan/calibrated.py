@@ -1,0 +1,89 @@
+"""What calibrating takes: the memory of one block with the statistics of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from llmq.architectures import decoder_config
+from llmq.architectures.roles import layer_index
+from llmq.errors import ResourceError, UnsupportedError
+from llmq.methods import METHODS
+from llmq.plan.budget import PROCESS_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmq.architectures import DecoderConfig
+    from llmq.plan.plan import Plan
+
+__all__ = ["CALIBRATION_TOKENS", "HIDDEN_BYTES", "WINDOW", "calibration_bytes", "with_calibration"]
+
+CALIBRATION_TOKENS: Final = 8192
+"""Tokens of the text by default: a thousand give most of what weighing by energies has to give; second moments want
+about as many as the widest layer has inputs."""
+
+HIDDEN_BYTES: Final = 256 << 20
+"""Hidden states of more bytes are kept in a file."""
+
+WINDOW: Final = 512
+"""Tokens that are read from the beginning."""
+
+_PANEL_BYTES: Final = 160 << 20
+"""Working memory of feeding errors back: some rows as floats, three times, and as codes."""
+
+
+def calibration_bytes(config: DecoderConfig, block_bytes: int, tokens: int, *, whole: bool) -> int:
+    """Anonymous memory of calibrating one block, beside the process itself.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    block_bytes : int
+        Of the largest block in the source.
+    tokens : int
+        Of the text.
+    whole : bool
+        Whether all second moments of the inputs are kept, or their diagonals.
+    """
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim
+    states = 4 * tokens * hidden
+    window = 4 * WINDOW * (6 * hidden + 2 * inner + 3 * heads)
+    moments = 0
+    if whole:
+        # Of the four inputs of a block; or those of the widest, and their factors.
+        moments = 4 * max(2 * hidden**2 + heads**2 + inner**2, 2 * max(hidden, inner, heads) ** 2) + _PANEL_BYTES
+    # A block as it is read, and twice as it is packed: at 8 bits, half of what it was each.
+    return 2 * block_bytes + min(states, HIDDEN_BYTES) + states // 4 + window + moments
+
+
+def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_memory: int | None) -> Plan:
+    """Return a plan with the peak memory of a calibrated run.
+
+    Raises
+    ------
+    UnsupportedError
+        An architecture that llmq cannot run, so that it cannot calibrate it.
+    ResourceError
+        It does not fit into `max_memory`.
+    """
+    try:
+        decoder = decoder_config(config)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"cannot be calibrated: {error}", hint="--method mse needs no data") from None
+    blocks: dict[int, int] = {}
+    for tensor in plan.tensors:
+        layer = layer_index(tensor.name)
+        if layer is not None:
+            blocks[layer] = blocks.get(layer, 0) + tensor.info.nbytes
+    whole = METHODS[plan.recipe.method].needs == "moments"
+    need = PROCESS_BYTES + calibration_bytes(decoder, max(blocks.values(), default=0), tokens, whole=whole)
+    if max_memory is not None and need > max_memory:
+        least = -(-need >> 20)
+        raise ResourceError(
+            f"memory limit too small to calibrate {plan.recipe.method}",
+            expected=f"{least} MiB",
+            found=f"{max_memory >> 20} MiB",
+            hint=f"--max-memory {least}MiB, or --method imatrix, or mse, which take less",
+        )
+    return replace(plan, predicted_peak_bytes=max(plan.predicted_peak_bytes, need))
