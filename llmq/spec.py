@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
@@ -11,7 +12,7 @@ import numpy as np
 
 from llmq_kernels.layout import SCALE_KINDS, PackedMatrix
 
-__all__ = ["FLOAT_DTYPES", "Override", "QuantScheme", "QuantSpec", "QuantizedTensor", "Recipe"]
+__all__ = ["FLOAT_DTYPES", "Override", "QuantScheme", "QuantSpec", "QuantizedTensor", "Recipe", "Watch"]
 
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
 Strategy = Literal["tensor", "channel", "group", "token"]
@@ -270,3 +271,7 @@ class Recipe:
             raise ValueError(
                 f"a checkpoint holds scales by group or channel, not by {self.spec.strategy}, and none that are dynamic"
             )
+
+
+Watch = Callable[[str, np.ndarray, QuantizedTensor], None]
+"""Told of each block of rows of a weight: its name, the rows (float16, bfloat16 or float32) and what they became."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from llmq.system.sizes import PREFIXES, format_size
+
 if TYPE_CHECKING:
     from click import Context, Parameter
 
@@ -15,7 +17,6 @@ __all__ = ["SIZE", "SizeType", "format_size", "parse_size"]
 _SIZE: Final = re.compile(
     r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?:(?P<prefix>[kmgtp])(?P<binary>i)?)?b?", re.IGNORECASE | re.ASCII
 )
-_PREFIXES: Final = " kMGTP"
 
 
 def parse_size(text: str) -> int:
@@ -33,28 +34,13 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ValueError(f"{text!r} is not a size such as 4GiB, 500M or 5GB")
     base = 1024 if found["binary"] else 1000
-    power = _PREFIXES.upper().index(found["prefix"].upper()) if found["prefix"] else 0
+    power = PREFIXES.upper().index(found["prefix"].upper()) if found["prefix"] else 0
     whole, _, fraction = found["number"].partition(".")
     # Whole numbers, so that no byte of a large size is lost to rounding.
     size: int = int(whole + fraction) * base**power // 10 ** len(fraction)
     if size < 1:
         raise ValueError(f"{text!r} is less than a byte")
     return size
-
-
-def format_size(nbytes: float) -> str:
-    """Write a size with three digits, in powers of 1000.
-
-    >>> format_size(999), format_size(13638144), format_size(4_000_000_000)
-    ('999 B', '13.6 MB', '4.00 GB')
-    """
-    if nbytes < 1000:
-        return f"{nbytes:.0f} B"
-    value, power = float(nbytes), 0
-    while value >= 999.5 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {_PREFIXES[power]}B"
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only

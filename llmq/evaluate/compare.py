@@ -10,7 +10,7 @@ import numpy as np
 
 from llmq.errors import InputError, UnsupportedError
 from llmq.evaluate.inventory import inventory
-from llmq.evaluate.rows import FLOATS, raw_bytes, read_rows
+from llmq.evaluate.rows import FLOATS, raw_bytes, read_quantized, read_rows
 from llmq.evaluate.sums import ErrorSums, decibels, normalized
 from llmq.system.progress import NullProgress
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llmq.checkpoint.source import Source
     from llmq.evaluate.inventory import Entry
+    from llmq.spec import Watch
     from llmq.system.progress import Progress
 
 __all__ = ["Comparison", "TensorError", "compare"]
@@ -104,7 +105,9 @@ class Comparison:
         return {"nmse": self.nmse, "sqnr_db": self.sqnr_db, "tensors": [t.to_json() for t in self.tensors]}
 
 
-def compare(source: Source, output: Source, *, progress: Progress | None = None) -> Comparison:
+def compare(
+    source: Source, output: Source, *, progress: Progress | None = None, watch: Watch | None = None
+) -> Comparison:
     """Compare all weights of two open checkpoints, either of which may be packed.
 
     Parameters
@@ -114,6 +117,9 @@ def compare(source: Source, output: Source, *, progress: Progress | None = None)
     output : Source
     progress : Progress, optional
         Told of the bytes of the output.
+    watch : callable, optional
+        Called for each block of rows of a packed weight, with its name, the source's rows (float32) and the
+        `QuantizedTensor` that they became.
 
     Raises
     ------
@@ -138,7 +144,7 @@ def compare(source: Source, output: Source, *, progress: Progress | None = None)
                 expected=before.shape,
                 found=entry.shape,
             )
-        found.append(_compare(source, before, output, entry))
+        found.append(_compare(source, before, output, entry, watch))
         told.advance(entry.nbytes)
     told.finish()
     return Comparison(tuple(found))
@@ -159,7 +165,7 @@ def _check_names(source: str, theirs: dict[str, Entry], output: str, ours: tuple
             raise InputError(f"has no such tensor{more}: not made from each other", file=file, tensor=min(left))
 
 
-def _compare(source: Source, before: Entry, output: Source, after: Entry) -> TensorError:
+def _compare(source: Source, before: Entry, output: Source, after: Entry, watch: Watch | None) -> TensorError:
     same = (
         before.dtype == after.dtype and not (before.spec or after.spec) and _same_bytes(source, before, output, after)
     )
@@ -171,9 +177,16 @@ def _compare(source: Source, before: Entry, output: Source, after: Entry) -> Ten
         sums.largest = sums.error
     else:
         for start, stop in _row_blocks(after):
-            sums.add(read_rows(source, before, start, stop), read_rows(output, after, start, stop))
-    quantized = after.spec is not None
-    return TensorError(after.name, after.bits, quantized, same, sums.error, sums.before, sums.cosine, sums.largest)
+            rows = read_rows(source, before, start, stop)
+            if after.spec is None:
+                sums.add(rows, read_rows(output, after, start, stop))
+                continue
+            quantized = read_quantized(output, after, start, stop)
+            sums.add(rows, quantized.dequantize())
+            if watch is not None:
+                watch(after.name, rows, quantized)
+    packed = after.spec is not None
+    return TensorError(after.name, after.bits, packed, same, sums.error, sums.before, sums.cosine, sums.largest)
 
 
 def _same_bytes(source: Source, before: Entry, output: Source, after: Entry) -> bool:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from llmq.checkpoint.header import TensorInfo
     from llmq.checkpoint.source import Source
     from llmq.evaluate.inventory import Entry
+    from llmq.spec import QuantizedTensor
 
-__all__ = ["FLOATS", "raw_bytes", "read_rows"]
+__all__ = ["FLOATS", "raw_bytes", "read_quantized", "read_rows"]
 
 FLOATS: Final = ("F16", "BF16", "F32", "F64")
 """Dtypes that can be widened, or narrowed, to float32."""
@@ -49,9 +50,15 @@ def read_rows(source: Source, entry: Entry, start: int, stop: int) -> np.ndarray
         rows = info.shape[0] if info.shape else 1
         raw = _read(source, info, start * info.nbytes // max(1, rows), stop * info.nbytes // max(1, rows))
         return to_float32(raw, info.dtype, np.empty((stop - start, prod(info.shape[1:])), np.float32))
+    return read_quantized(source, entry, start, stop).dequantize()
+
+
+def read_quantized(source: Source, entry: Entry, start: int, stop: int) -> QuantizedTensor:
+    """Rows `start` to `stop` of a packed weight, as they are stored; see `read_rows`."""
+    assert entry.spec is not None
     arrays = {suffix: _part(source, entry, suffix, start, stop) for suffix in entry.parts}
     arrays["weight_shape"] = np.array([stop - start, entry.shape[1]], np.int64)
-    return FORMATS["compressed-tensors"].decode(arrays, entry.spec, entry.name.removesuffix(".weight")).dequantize()
+    return FORMATS["compressed-tensors"].decode(arrays, entry.spec, entry.name.removesuffix(".weight"))
 
 
 def _part(source: Source, entry: Entry, suffix: str, start: int, stop: int) -> np.ndarray:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llmq.pipeline.calibration import Calibration
     from llmq.pipeline.run_calibrated import BlockResult
     from llmq.plan import Plan
-    from llmq.spec import Override
+    from llmq.spec import Override, Watch
 
 __all__ = ["quantize"]
 
@@ -51,6 +51,7 @@ class _Run:
     overwrite: bool
     resume: bool
     progress: Progress
+    watch: Watch | None = None
 
 
 def quantize(
@@ -78,6 +79,7 @@ def quantize(
     overwrite: bool = False,
     resume: bool = True,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> QuantizeReport:
     """Shrink a checkpoint: stream it, quantize its linears, write a compressed-tensors folder.
 
@@ -119,6 +121,10 @@ def quantize(
         Replace what `output` holds; continue an interrupted run.
     progress : Progress, optional
         Told of the bytes read.
+    watch : callable, optional
+        Called for each block of rows that is quantized, with the tensor's name, the rows (float16, bfloat16 or float32)
+        and the `QuantizedTensor` that they became; neither for what an interrupted run has written before, nor for blocks
+        that are calibrated.
 
     Returns
     -------
@@ -145,7 +151,15 @@ def quantize(
     _check_choices(method, nonfinite, max_shard_size)
     text = _text(method, calibrate, calibrate_tokens)
     run = _Run(
-        Path(output), max_shard_size, max_memory, threads, nonfinite, overwrite, resume, progress or NullProgress()
+        Path(output),
+        max_shard_size,
+        max_memory,
+        threads,
+        nonfinite,
+        overwrite,
+        resume,
+        progress or NullProgress(),
+        watch,
     )
     with open_source(model, revision=revision) as source:
         _check_folders(source, run.output)
@@ -219,6 +233,7 @@ def _quantize(run: _Run, plan: Plan, source: Source, calibration: Calibration | 
         seconds=time.perf_counter() - began,
         peak_anon_bytes=memory.peak_anon,
         peak_rss_bytes=memory.peak_rss,
+        memory=tuple(memory.series),
     )
 
 
@@ -235,7 +250,7 @@ def _write(
         try:
             if calibration is None:
                 run.progress.start("quantizing", bytes_to_read(plan, writer))
-                run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite)
+                run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite, watch=run.watch)
                 run.progress.finish()
             else:
                 from llmq.pipeline.run_calibrated import run_calibrated

@@ -37,6 +37,8 @@ class QuantizeReport:
         The text that was calibrated on.
     blocks : tuple of BlockResult
         How the blocks of a calibrated run came out; those that an earlier run finished are missing.
+    memory : tuple of (float, int)
+        Seconds since the start and anonymous bytes of the process, at most 512 samples with the peak among them.
     """
 
     output: Path
@@ -48,6 +50,7 @@ class QuantizeReport:
     skipped_files: tuple[str, ...]
     calibration: Calibration | None = None
     blocks: tuple[BlockResult, ...] = ()
+    memory: tuple[tuple[float, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `llmq quantize --json` prints, without its schema number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.source import Source
     from llmq.checkpoint.writer import CheckpointWriter
     from llmq.plan import Plan, TensorPlan
+    from llmq.spec import Watch
     from llmq.system.progress import Progress
 
 __all__ = ["NonfiniteError", "bytes_to_read", "missing_outputs", "nonfinite_tensors", "refuse_nonfinite", "run_plan"]
@@ -38,11 +40,18 @@ class NonfiniteError(InputError):
 
 
 def run_plan(
-    plan: Plan, source: Source, writer: CheckpointWriter, progress: Progress, *, nonfinite: str = "error"
+    plan: Plan,
+    source: Source,
+    writer: CheckpointWriter,
+    progress: Progress,
+    *,
+    nonfinite: str = "error",
+    watch: Watch | None = None,
 ) -> None:
     """Write every tensor of the plan that an earlier run has not written.
 
-    `nonfinite` is "error", or "keep" to copy NaN and infinity in tensors that are not quantized.
+    `nonfinite` is "error", or "keep" to copy NaN and infinity in tensors that are not quantized; `watch` sees what
+    each block of rows became.
 
     Raises
     ------
@@ -60,7 +69,8 @@ def run_plan(
             if tensor.spec is None:
                 _copy(tensor, blocks, behind, progress, checked=nonfinite == "error")
             else:
-                _quantize(tensor, plan.recipe.method, blocks, _Sink(tensor, missing, behind), progress)
+                quantize = _Step(tensor, plan.recipe.method, watch)
+                _quantize(quantize, blocks, _Sink(tensor, missing, behind), progress)
     source.check_unchanged()
 
 
@@ -164,14 +174,31 @@ class _Sink:
             self._behind.write(name, np.ascontiguousarray(array))
 
 
-def _quantize(tensor: TensorPlan, method: str, blocks: Iterable[_Read], sink: _Sink, progress: Progress) -> None:
-    assert tensor.spec is not None
+@dataclass(frozen=True)
+class _Step:
+    """How the rows of one weight are quantized."""
+
+    tensor: TensorPlan
+    method: str
+    watch: Watch | None
+
+    def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Arrays by suffix that a block of rows becomes; FloatingPointError if it is not finite."""
+        assert self.tensor.spec is not None
+        quantized = METHODS[self.method].quantize(rows, self.tensor.spec)
+        if self.watch is not None:
+            self.watch(self.tensor.name, rows, quantized)
+        return encode(quantized)
+
+
+def _quantize(step: _Step, blocks: Iterable[_Read], sink: _Sink, progress: Progress) -> None:
+    tensor = step.tensor
     found = np.zeros(2, np.int64)
     for raw, release in blocks:
         arrays: dict[str, np.ndarray] = {}
         try:
             if not found.any():
-                arrays = encode(METHODS[method].quantize(_rows(raw, tensor), tensor.spec))
+                arrays = step(_rows(raw, tensor))
         except FloatingPointError:
             pass
         if not arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "total_memory"]
 
 _STATUS: Final = Path("/proc/self/status")
+_KEPT: Final = 512
+"""Samples of a `PeakMemory` that are kept: a power of two."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class PeakMemory:
         The largest seen so far, in bytes.
     start : Memory
         On entering.
+    series : list of (float, int)
+        Seconds since entering and anonymous bytes, in order. There are at most 512: when there are more, each two
+        neighbours become one, the higher, so that the peak stays.
     """
 
     def __init__(self, interval: float = 0.01) -> None:
@@ -82,6 +88,10 @@ class PeakMemory:
         self.peak_anon = 0
         self.peak_rss = 0
         self.start = Memory(0, 0, 0)
+        self.series: list[tuple[float, int]] = []
+        self._began = time.perf_counter()
+        self._stride, self._waiting = 1, list[tuple[float, int]]()
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -90,9 +100,24 @@ class PeakMemory:
         now = current_memory()
         self.peak_anon = max(self.peak_anon, now.anon)
         self.peak_rss = max(self.peak_rss, now.rss)
+        with self._lock:
+            self._keep((time.perf_counter() - self._began, now.anon))
         return now
 
+    def _keep(self, sample: tuple[float, int]) -> None:
+        """Put the highest of every `_stride` samples into the series; the stride doubles when it is full."""
+        self._waiting.append(sample)
+        if len(self._waiting) < self._stride:
+            return
+        self.series.append(_highest(self._waiting))
+        self._waiting.clear()
+        if len(self.series) == _KEPT:
+            self.series = [_highest(self.series[i : i + 2]) for i in range(0, _KEPT, 2)]
+            self._stride *= 2
+
     def __enter__(self) -> PeakMemory:
+        self.series, self._waiting, self._stride = [], [], 1
+        self._began = time.perf_counter()
         self.start = self.sample()
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="llmq-memory", daemon=True)
@@ -106,10 +131,17 @@ class PeakMemory:
         if self._thread is not None:
             self._thread.join()
         self.sample()
+        if self._waiting:
+            self.series.append(_highest(self._waiting))
+            self._waiting = []
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
             self.sample()
+
+
+def _highest(samples: list[tuple[float, int]]) -> tuple[float, int]:
+    return max(samples, key=lambda sample: sample[1])
 
 
 def total_memory(root: Path = Path("/")) -> int:

@@ -109,3 +109,24 @@ def test_formats_of_others_are_refused(tmp_path, write_pico):
     save_file({"w": np.zeros((2, 2), ml_dtypes.bfloat16)}, tmp_path / "two" / "model.safetensors")
     with pytest.raises(UnsupportedError, match="gptq"):
         run(one, tmp_path / "two")
+
+
+def test_what_rows_became_is_watched(sample_model, tmp_path):
+    """Streaming while quantizing and reading afterwards show the same blocks of the same weights."""
+    streamed, read = {}, {}
+
+    def into(seen):
+        def watch(name, rows, quantized):
+            assert rows.shape == quantized.shape
+            seen.setdefault(name, []).append((rows.astype(np.float32), quantized.dequantize()))
+
+        return watch
+
+    output = llmq.quantize(sample_model, tmp_path / "out", bits=3, method="rtn", watch=into(streamed)).output
+    with open_source(sample_model) as source, open_source(output) as packed:
+        found = compare(source, packed, watch=into(read))
+    assert list(streamed) == [t.name for t in found.tensors if t.quantized]
+    assert set(streamed) == set(read)
+    for name, blocks in streamed.items():
+        for mine, theirs in zip(zip(*blocks, strict=True), zip(*read[name], strict=True), strict=True):
+            assert np.array_equal(np.concatenate(mine), np.concatenate(theirs))

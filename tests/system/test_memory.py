@@ -30,6 +30,29 @@ def test_peak_is_seen_in_between():
     assert current_memory().anon < peak.peak_anon - (30 << 20)
 
 
+def test_the_series_is_bounded_and_keeps_the_peak(monkeypatch):
+    values = [100 + (7919 * i) % 1000 for i in range(5000)]
+    readings = iter(values)
+    monkeypatch.setattr(memory, "current_memory", lambda: memory.Memory(next(readings), 0, 0))
+    peak = PeakMemory(interval=1000.0)
+    with peak:
+        for _ in range(len(values) - 2):
+            peak.sample()
+    assert 128 < len(peak.series) <= 512
+    assert max(anon for _, anon in peak.series) == max(values) == peak.peak_anon
+    seconds = [second for second, _ in peak.series]
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 0.0
+
+
+def test_few_samples_are_all_kept(monkeypatch):
+    readings = iter([5, 9, 3])
+    monkeypatch.setattr(memory, "current_memory", lambda: memory.Memory(next(readings), 0, 0))
+    with PeakMemory(interval=1000.0) as peak:
+        peak.sample()
+    assert [anon for _, anon in peak.series] == [5, 9, 3]
+
+
 @needs_proc
 def test_a_mapped_file_is_not_anonymous(tmp_path):
     (tmp_path / "f").write_bytes(bytes(32 << 20))
