@@ -14,7 +14,7 @@ from llmq.benchmarks.child import llmq
 from llmq.errors import LlmqError
 from llmq.methods import METHODS
 from llmq.system.files import atomic_write
-from quality_rows import calibrated, flags_of
+from quality_rows import flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ _LAYERS: Final = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """Measures methods on random models of the shape of a 7B Llama with fewer layers.
+    """Measures methods on random models of a preset with fewer layers.
 
     Parameters
     ----------
@@ -37,11 +37,14 @@ class Costs:
         A text.
     tokenizer : Path
         A checkpoint whose tokenizer is taken.
+    preset : str
+        Of `make_checkpoint.PRESETS`.
     """
 
     folder: Path
     calibration: Path
     tokenizer: Path
+    preset: str = "llama-7b"
 
     def measure(self, code: str) -> None:
         """Measure all methods that are not measured yet with this code of ours, given by a digest."""
@@ -68,7 +71,7 @@ class Costs:
     def _measure(self, method: str) -> dict[str, Any]:
         needs = METHODS[method].needs
         layers = 1 if needs == "moments" else _LAYERS
-        data = ("--calibrate", self.calibration) if calibrated(method) else ()
+        data = ("--calibrate", self.calibration) if needs != "nothing" else ()
         output = self.folder / "out"
         shutil.rmtree(output, ignore_errors=True)
         report = llmq("quantize", self._model(layers), "-o", output, *flags_of(method), *data)
@@ -87,5 +90,5 @@ class Costs:
             options = make_checkpoint.Options(layers, 0, "bfloat16", 5_000_000_000)
             beside = make_checkpoint.companions(self.tokenizer)
             shutil.rmtree(path, ignore_errors=True)
-            make_checkpoint.make(make_checkpoint.read_config("llama-7b"), beside, path, options)
+            make_checkpoint.make(make_checkpoint.read_config(self.preset), beside, path, options)
         return path

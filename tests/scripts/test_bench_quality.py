@@ -169,6 +169,22 @@ def test_tables(bench, script):
     assert len(lines_of(page.rows())) == 8
 
 
+def test_costs_are_measured_once_for_the_same_code(bench, texts, tmp_path, script, monkeypatch):
+    cost = script("quality_cost")
+    monkeypatch.setattr(cost, "METHODS", {"rtn": METHODS["rtn"], "nosuch": METHODS["rtn"]})
+    costs = cost.Costs(
+        tmp_path / "work", texts["calibration"], bench.Bench(tmp_path / "work", texts, 0).model("plain"), "tiny"
+    )
+    costs.measure("code")
+    good, bad = costs.kept()
+    assert (good["method"], good["layers"], good["code"]) == ("rtn", 4, "code")
+    assert 0 < good["quantized"] < good["parameters"]
+    assert good["seconds"] > 0
+    assert "nosuch" in bad["error"]
+    costs.measure("code")
+    assert costs.kept()[0] == good
+
+
 def test_what_methods_cost(bench, page):
     cost = {"method": "rtn", "layers": 4, "parameters": 1_071_681_536, "quantized": 5e8, "seconds": 2.0}
     costs = [cost | {"peak_anon_bytes": 300 << 20}, {"method": "gptq", "error": "no room"}]
