@@ -14,7 +14,7 @@ from llmq.benchmarks.child import llmq
 from llmq.errors import LlmqError
 from llmq.methods import METHODS
 from llmq.system.files import atomic_write
-from quality_rows import flags_of
+from quality_rows import CLIPPING, flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Costs"]
 
 _LAYERS: Final = 4
-"""Of a 7B Llama; with head and embeddings a little over a billion parameters."""
+"""Of a 7B Llama; with head and embeddings a little over a billion parameters. Slow methods get one."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Costs:
 
     def _measure(self, method: str) -> dict[str, Any]:
         needs = METHODS[method].needs
-        layers = 1 if needs == "moments" else _LAYERS
+        layers = 1 if needs == "moments" or method in CLIPPING else _LAYERS
         data = ("--calibrate", self.calibration) if needs != "nothing" else ()
-        output = self.folder / "out"
+        output = self.folder / f"out-cost-{method}"
         shutil.rmtree(output, ignore_errors=True)
         report = llmq("quantize", self._model(layers), "-o", output, *flags_of(method), *data)
         shutil.rmtree(output)

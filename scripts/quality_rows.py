@@ -11,7 +11,7 @@ from quality_peers import LLAMA_TYPES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FACTORS", "Row", "calibrated", "flags_of", "rows"]
+__all__ = ["CLIPPING", "FACTORS", "Row", "calibrated", "flags_of", "rows"]
 
 FACTORS: Final = (8, 32)
 """Of outliers."""
@@ -30,7 +30,7 @@ _SHAPES: Final = (
     (2, 64),
 )
 _FEW: Final = ((4, 64), (3, 64), (2, 32))
-_CLIPPING: Final = frozenset({"percentile", "entropy"})
+CLIPPING: Final = frozenset({"percentile", "entropy"})
 """Methods that others outdo at every width; measured at few."""
 
 _TARGETS: Final = (4.0, 3.25, 2.5)
@@ -97,9 +97,9 @@ def rows(*, seen: bool) -> Iterator[Row]:
     """List all rows; those calibrated on text that the model was trained on where there is such a text."""
     yield from _peers()
     for method in METHODS:
-        for bits, group_size in _FEW if method in _CLIPPING else _SHAPES:
+        for bits, group_size in _FEW if method in CLIPPING else _SHAPES:
             yield _ours(method, bits, group_size)
-        if method in _CLIPPING:
+        if method in CLIPPING:
             continue
         for bits, group_size in _FEW:
             yield _ours(method, bits, group_size, symmetric=False)
@@ -108,7 +108,7 @@ def rows(*, seen: bool) -> Iterator[Row]:
     for factor in FACTORS:
         model = f"outliers-{factor}"
         for bits, group_size in _OUTLIERS:
-            yield from (_ours(method, bits, group_size, model=model) for method in METHODS if method not in _CLIPPING)
+            yield from (_ours(method, bits, group_size, model=model) for method in METHODS if method not in CLIPPING)
         yield from (_llama(kind, "calibration", model) for kind in ("Q4_K", "Q3_K"))
     if seen:
         for method in filter(calibrated, METHODS):
