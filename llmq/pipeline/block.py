@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmq.runtime.stack import Block
     from llmq.spec import QuantizedTensor
 
-__all__ = ["PROJECTIONS", "BlockRunner", "linear_of", "packed_block", "watch"]
+__all__ = ["PROJECTIONS", "BlockRunner", "BranchShares", "branch_shares", "linear_of", "packed_block", "watch"]
 
 PROJECTIONS: Final = {
     "self_attn.q_proj": "q",
@@ -64,6 +64,8 @@ class _Watched:
 
     linear: Linear
     moments: InputMoments
+    outputs: list[np.ndarray] = field(default_factory=list)
+    """Copies of what it gave, for whoever takes them out."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,7 +85,9 @@ class _Watched:
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Count the inputs and multiply."""
         self.moments.add(x)
-        return self.linear(x, out=out)
+        y = self.linear(x, out=out)
+        self.outputs[:] = [y.copy()]  # the array will be used again
+        return y
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows by number."""
@@ -149,8 +153,8 @@ def watch(
     outputs : float32 (held, context, hidden_size)
         What the block makes of the windows kept apart.
     """
-    moments = {name: InputMoments(linear_of(block, name).shape[1], whole=whole) for name in _WATCHED}
-    watched = _with(block, {name: _Watched(linear_of(block, name), moments[name]) for name in _WATCHED})
+    linears = _watched(block, whole=whole)
+    watched = _with(block, linears)
     first_held = len(inputs) - held
     outputs = np.empty((held, *inputs.shape[1:]), np.float32)
     for number, x in enumerate(inputs):
@@ -158,5 +162,60 @@ def watch(
         y = runner.run(watched if counted else block, x.copy())
         if number >= first_held:
             outputs[number - first_held] = y
-    statistics = {name: found.statistics() for name, found in moments.items()}
-    return {shared: statistics[name] for name, sharing in _WATCHED.items() for shared in sharing}, outputs
+    return _statistics(linears), outputs
+
+
+def _watched(block: Block, *, whole: bool) -> dict[str, _Watched]:
+    """Watch one of all linears that share their inputs."""
+    linears = {name: linear_of(block, name) for name in _WATCHED}
+    return {name: _Watched(linear, InputMoments(linear.shape[1], whole=whole)) for name, linear in linears.items()}
+
+
+def _statistics(linears: Mapping[str, _Watched]) -> dict[str, InputStatistics]:
+    """Statistics by projection; those that share inputs share them."""
+    found = {name: linear.moments.statistics() for name, linear in linears.items()}
+    return {shared: found[name] for name, sharing in _WATCHED.items() for shared in sharing}
+
+
+@dataclass(frozen=True)
+class BranchShares:
+    """How much of the residual stream is what a branch has just added to it, as energies.
+
+    Parameters
+    ----------
+    attention, mlp : float
+        Sum of squares of what the branch adds, over that of the stream with it.
+    """
+
+    attention: float
+    mlp: float
+
+
+def branch_shares(
+    runner: BlockRunner, block: Block, states: np.ndarray
+) -> tuple[dict[str, InputStatistics], BranchShares]:
+    """Take windows of hidden states through a block, and tell how large its branches are.
+
+    Parameters
+    ----------
+    runner : BlockRunner
+    block : Block
+    states : float32 (windows, context, hidden_size)
+        What goes in; overwritten by what comes out.
+
+    Returns
+    -------
+    statistics : dict of InputStatistics
+        Energies by projection.
+    shares : BranchShares
+    """
+    linears = _watched(block, whole=False)
+    watched = _with(block, linears)
+    sums = np.zeros(4)
+    for x in states:
+        before = x.copy()
+        runner.run(watched, x)
+        attention, mlp = (linears[name].outputs.pop() for name in ("o", "down"))
+        sums += [float(np.square(y, dtype=np.float64).sum()) for y in (attention, before + attention, mlp, x)]
+    shares = BranchShares(sums[0] / (sums[1] or 1.0), sums[2] / (sums[3] or 1.0))
+    return _statistics(linears), shares

@@ -123,8 +123,8 @@ def quantize(
         Told of the bytes read.
     watch : callable, optional
         Called for each block of rows that is quantized, with the tensor's name, the rows (float16, bfloat16 or float32)
-        and the `QuantizedTensor` that they became; neither for what an interrupted run has written before, nor for blocks
-        that are calibrated.
+        and the `QuantizedTensor` that they became; neither for what an interrupted run has written before, nor for
+        blocks that are calibrated.
 
     Returns
     -------

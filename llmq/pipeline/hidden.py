@@ -14,10 +14,20 @@ from llmq.system.files import replace, sync_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["HiddenStates"]
+    from llmq.checkpoint.loaded import LoadedCheckpoint
+
+__all__ = ["HiddenStates", "embed"]
 
 _NAME: Final = "hidden-{}.f32"
 _FILE: Final = re.compile(r"hidden-(\d+)\.f32")
+
+
+def embed(loaded: LoadedCheckpoint, tokens: np.ndarray, states: np.ndarray) -> None:
+    """Write the embeddings of tokens, int64 (windows, context), into float32 (windows, context, hidden_size)."""
+    table = "model.embed_tokens.weight"
+    name = table if table in loaded.source.tensors else "lm_head.weight"  # tied, and stored once
+    for window, ids in zip(states, tokens, strict=True):
+        window[:] = loaded.rows(name, ids)
 
 
 class HiddenStates:

@@ -16,7 +16,7 @@ from llmq.errors import InputError
 from llmq.formats.compressed_tensors import encode
 from llmq.methods import METHODS
 from llmq.pipeline.block import PROJECTIONS, BlockRunner, linear_of, packed_block, watch
-from llmq.pipeline.hidden import HiddenStates
+from llmq.pipeline.hidden import HiddenStates, embed
 from llmq.pipeline.run import bytes_to_read, missing_outputs, refuse_nonfinite, run_plan
 from llmq.runtime.assemble import assemble_block
 from llmq.runtime.linear import DenseLinear
@@ -153,10 +153,7 @@ class _CalibratedRun:
         return self._hidden.layer
 
     def _embed(self) -> None:
-        table = "model.embed_tokens.weight"
-        name = table if table in self._loaded.source.tensors else "lm_head.weight"  # tied, and stored once
-        for states, tokens in zip(self._hidden.array, self._calibration.tokens, strict=True):
-            states[:] = self._loaded.rows(name, tokens)
+        embed(self._loaded, self._calibration.tokens, self._hidden.array)
 
     def block(self, layer: int, tensors: Sequence[TensorPlan], progress: Progress) -> BlockResult:
         """Quantize a block, write it, and take the hidden states through it."""

@@ -11,6 +11,10 @@ from llmq.checkpoint.source import open_source
 from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from llmq.pipeline import hidden, run_calibrated
 from llmq.pipeline.block import BlockRunner, watch
+from llmq.pipeline.calibration import read_calibration
+from llmq.pipeline.shares import measure_shares
+from llmq.runtime.linear import DenseLinear
+from llmq.system.progress import NullProgress
 
 TEXT = "it is a truth universally acknowledged " * 60
 
@@ -75,6 +79,28 @@ def test_statistics_are_those_of_the_activations(pico):
     assert outputs.shape == (1, 16, config.hidden_size)
     assert not np.array_equal(outputs[0], inputs[3])
     assert whole.length == 0
+
+
+def test_shares_are_those_of_the_branches(pico, text):
+    model = llmq.load(pico, compute="float32")
+    config = model.config
+    calibration = read_calibration(pico, config, text, 300)
+    with open_source(pico) as source:
+        found = measure_shares(source, calibration, NullProgress())
+    assert len(found) == 7 * config.n_layers
+    x = np.stack([model.decoder.embedding.rows(t) for t in calibration.tokens])
+    block, runner = model.decoder.blocks[0], BlockRunner(config, 0, x.shape[1])
+    mute = replace(block, mlp=replace(block.mlp, down=DenseLinear(np.zeros(block.mlp.down.shape, np.float32))))
+    middle = np.stack([runner.run(mute, window.copy()) for window in x])
+    after = np.stack([runner.run(block, window.copy()) for window in x])
+    attention, mlp = ((b - a).astype(np.float64) for a, b in ((x, middle), (middle, after)))
+    expected = (attention**2).sum() / (middle.astype(np.float64) ** 2).sum()
+    name = "model.layers.0.{}.weight"
+    assert found[name.format("self_attn.v_proj")].share == pytest.approx(expected, rel=1e-4)
+    assert found[name.format("self_attn.q_proj")].share == pytest.approx(expected / 2, rel=1e-4)
+    expected = (mlp**2).sum() / (after.astype(np.float64) ** 2).sum()
+    assert found[name.format("mlp.down_proj")].share == pytest.approx(expected, rel=1e-4)
+    assert found[name.format("mlp.down_proj")].energy.shape == (config.intermediate_size,)
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2])
