@@ -188,8 +188,11 @@ def main(seen: Path | None, folder: Path, only: tuple[str, ...], page: Path, **o
     costs = Costs(folder, options["calibration"], bench.model("plain"))
     if options["cost"]:
         costs.measure(code())
-    found = [(row, kept) for row in rows(seen=bool(seen)) if (kept := failed.get(row.key) or bench.kept(row))]
-    Page(tuple(found), costs.kept()).write(page)
+    every = list(rows(seen=bool(seen)))
+    found = [(row, kept) for row in every if (kept := failed.get(row.key) or bench.kept(row))]
+    measured = {row.key for row, _ in found}
+    waiting = tuple(row for row in every if row.key not in measured)
+    Page(tuple(found), costs.kept(), waiting).write(page)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -37,10 +38,13 @@ class Page:
         Rows and their results, as `bench_quality.Bench` gives them.
     costs : list of dict
         As `quality_cost.Costs` keeps them.
+    waiting : tuple of Row
+        What is not measured yet.
     """
 
     found: tuple[tuple[Row, dict[str, Any]], ...]
     costs: list[dict[str, Any]]
+    waiting: tuple[Row, ...] = ()
 
     @cached_property
     def good(self) -> dict[Row, dict[str, Any]]:
@@ -166,6 +170,8 @@ class Page:
             for row, result in self.found
             if "error" in result
         ]
+        waiting = Counter(f"{row.maker} {row.method}" if row.maker == "llmq" else row.maker for row in self.waiting)
+        lines += [f"- {who}: {count} rows, not measured yet" for who, count in waiting.items()]
         return "\n".join(lines) or "Every row was measured."
 
     def _named(self, name: str) -> dict[str, Any] | None:

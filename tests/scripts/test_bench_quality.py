@@ -69,6 +69,7 @@ def test_ours_from_start_to_page_and_again_without_measuring(bench, texts, page,
     assert "measuring llmq rtn, 4 bits, g64, plain" in done.stderr
     written = page.read_text()
     assert "199 tokens are scored" in written
+    assert "- HQQ: 9 rows, not measured yet" in written
     (cells,) = [line for line in written.splitlines() if line.startswith("| llmq rtn, 4 bits, g64 ")]
     assert "| 4.251 " in cells
     assert (tmp_path / "pictures" / "frontier.svg").read_text().startswith("<?xml")
@@ -196,7 +197,7 @@ def test_what_methods_cost(bench, page):
 def test_the_page_has_all_sections(bench, page, tmp_path):
     real = (bench._ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
     assert [name for name in SECTIONS if f"<!-- {name}:begin -->" not in real] == []
-    bench.Page((), []).write(page)
+    bench.Page((), [], ()).write(page)
     assert "Every row was measured." in page.read_text()
 
 
