@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but python3 and make.
+# `make demo` needs nothing but python3 and make; `make test` a Chromium too, which `make browser` installs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo tour test test-slow check fix docs bench performance quality clean
+.PHONY: help browser demo tour test test-slow check fix docs bench performance quality clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
 	@echo "make tour       walk through quantization, with its numbers (a minute)"
+	@echo "make browser    install Debian's chromium, unless there is one: tests open reports in it"
 	@echo "make test       run the tests"
 	@echo "make check      format, lint, types and layers"
 	@echo "make fix        format and mend what ruff can"
@@ -39,6 +40,11 @@ demo: $(VENV)/.run
 
 tour: $(VENV)/.run
 	$(BIN)/python scripts/tour.py
+
+browser:
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ apt-get update && apt-get install --yes --no-install-recommends chromium; } || \
+		{ echo "no Chromium: run make browser as root, or install one" >&2; exit 1; }
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import json_option, threads_option
+from llmq.cli.options import json_option, report_option, threads_option
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmq.evaluate.compare import Comparison
+    from llmq.report import Measures
 
 __all__ = ["command"]
 
 
 @click.command()
 @click.argument("source", metavar="SOURCE")
-@click.argument("output", metavar="OUT")
+@click.argument("outputs", metavar="OUT...", nargs=-1, required=True)
 @threads_option
+@report_option
 @json_option
-def command(source: str, output: str, threads: int | None, as_json: bool) -> None:
+def command(
+    source: str, outputs: tuple[str, ...], threads: int | None, report_file: Path | None, as_json: bool
+) -> None:
     """Measure the error of every quantized tensor of OUT against SOURCE, which it was made from.
+
+    Several outputs are compared one after the other; --report puts the errors of all against their sizes.
 
     NMSE is the sum of the squared error over the sum of the squared weights; SQNR is the same in decibels. Totals
     count quantized tensors only.
     """
     prepare_kernels(threads)
+    from llmq.report import Measures, compare_contents, write_page
+
+    measures = Measures() if report_file else None
+    compared = [_compare(source, output, measures if i == 0 else None) for i, output in enumerate(outputs)]
+    results = [found.to_json() | sizes for found, sizes, _ in compared]
+    if report_file and measures is not None:
+        write_page(report_file, compare_contents(source, results, compared[0][2], measures))
+    if as_json:
+        print_json(results[0] if len(results) == 1 else {"outputs": results})
+        return
+    for found, sizes, _ in compared:
+        if len(compared) > 1:
+            click.echo(f"{sizes['output']}:")
+        _print(found)
+
+
+def _compare(
+    source: str, output: str, measures: Measures | None
+) -> tuple[Comparison, dict[str, Any], dict[str, dict[str, Any]]]:
+    """Errors, size, and what each weight is."""
     from llmq.checkpoint.source import open_source
     from llmq.evaluate.compare import compare
+    from llmq.evaluate.inventory import inventory
 
     with open_source(source) as before, open_source(output) as after, show_progress() as progress:
-        found = compare(before, after, progress=progress)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _print(found)
+        found = compare(before, after, progress=progress, watch=measures)
+        held = inventory(after)
+    described = {tensor["name"]: tensor for tensor in held.to_json()["tensors"]}
+    sizes = {"output": output, "output_bytes": held.total_bytes, "bits_per_weight": held.bits_per_weight}
+    return found, sizes, described
 
 
 def _print(found: Comparison) -> None:

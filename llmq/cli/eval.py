@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import compute_option, json_option, kv_bits_option, model_argument, threads_option
+from llmq.cli.options import (
+    compute_option,
+    json_option,
+    kv_bits_option,
+    model_argument,
+    report_option,
+    threads_option,
+)
 from llmq.cli.output import print_json
 from llmq.cli.progress import activity, show_progress
+from llmq.cli.results import read_evaluations
 from llmq.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +41,14 @@ __all__ = ["command"]
 @compute_option("float32")
 @kv_bits_option
 @threads_option
+@report_option
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RESULT.json",
+    help="What an earlier `llmq eval --json` printed, to be drawn in the report too; repeatable.",
+)
 @json_option
 def command(
     model: str, text: Path, base: str | None, context: int, max_tokens: int | None, compute: str, **options: Any
@@ -43,6 +59,10 @@ def command(
     every position but the first of a window is scored. Activations are float32 by default: the figures then tell what
     the weights cost, and nothing else. The base is always computed in float32.
     """
+    report_file = options["report_file"]
+    if options["beside"] and not report_file:
+        raise UsageError("--beside puts results into a report", hint="add --report FILE.html")
+    others = [result for path in options["beside"] for result in read_evaluations(path)]
     content = _read(text)
     with activity("loading"):
         prepare_kernels(options["threads"])
@@ -56,11 +76,18 @@ def command(
     with show_progress() as progress:
         found = evaluate(loaded, tokens, context=context, max_tokens=max_tokens, base=against, progress=progress)
     result = asdict(found) | {
+        "model": model,
+        "base": base,
+        "text": str(text),
         "protocol": found.protocol,
         "kv_bits": loaded.kv_bits,
         "bits_per_weight": loaded.bits_per_weight,
         "seconds": time.perf_counter() - began,
     }
+    if report_file:
+        from llmq.report import eval_contents, write_page
+
+        write_page(report_file, eval_contents([result, *others]))
     if options["as_json"]:
         print_json({key: value for key, value in result.items() if value is not None})
     else:

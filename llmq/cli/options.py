@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -9,7 +10,15 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["compute_option", "json_option", "kv_bits_option", "model_argument", "sampling_options", "threads_option"]
+__all__ = [
+    "compute_option",
+    "json_option",
+    "kv_bits_option",
+    "model_argument",
+    "report_option",
+    "sampling_options",
+    "threads_option",
+]
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -46,6 +55,26 @@ def kv_bits_option(command: _Command) -> _Command:
         type=click.Choice(["16", "8"]),
         callback=number,
         help="Bits of an element of the key-value cache.  [default: 16; 32 with --compute float32]",
+    )(command)
+
+
+def report_option(command: _Command) -> _Command:
+    """`--report`, given to the command as `report_file`, a path or None; refused at once where it cannot be written."""
+
+    def checked(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
+        if value is not None:
+            from llmq.report.page import check_writable
+
+            check_writable(value)
+        return value
+
+    return click.option(
+        "--report",
+        "report_file",
+        type=click.Path(path_type=Path),
+        callback=checked,
+        metavar="FILE.html",
+        help="Write a page with tables and pictures: one file that needs no network.",
     )(command)
 
 

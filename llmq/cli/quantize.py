@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import json_option, model_argument, threads_option
+from llmq.cli.options import json_option, model_argument, report_option, threads_option
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import SIZE, format_size
-from llmq.errors import StoppedError
+from llmq.errors import StoppedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmq.pipeline import QuantizeReport
     from llmq.plan import TensorPlan
+    from llmq.report import Measures
+    from llmq.system.progress import Progress
 
 __all__ = ["command"]
 
@@ -115,20 +117,26 @@ class _GroupSize(click.ParamType[int]):
 @click.option("--dry-run", is_flag=True, help="Show what would be done with each tensor, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
 @click.option("--no-resume", is_flag=True, help="Start an interrupted run over.")
+@report_option
 @json_option
-def command(as_json: bool, no_resume: bool, **flags: Any) -> None:
+def command(as_json: bool, no_resume: bool, report_file: Path | None, **flags: Any) -> None:
     """Shrink a checkpoint into the folder OUT.
 
     MODEL is read block by block, its linear layers are quantized, and OUT gets a checkpoint in the compressed-tensors
     format, which transformers reads too. An interrupted run is continued by the same command.
     """
+    if report_file and flags["dry_run"]:
+        raise UsageError("--report tells what a run measured, and --dry-run measures nothing")
     if not flags["dry_run"]:
         prepare_kernels(flags["threads"])
     from llmq.pipeline import quantize
 
+    measures = _measures() if report_file else None
     with show_progress() as progress, _stoppable():
         try:
-            report = quantize(**flags, resume=not no_resume, progress=progress)
+            report = quantize(**flags, resume=not no_resume, progress=progress, watch=measures)
+            if report_file and measures is not None:
+                _write_report(report_file, report, measures, flags, progress)
         except KeyboardInterrupt:
             if not (flags["output"] / ".llmq").is_dir():
                 raise
@@ -139,6 +147,28 @@ def command(as_json: bool, no_resume: bool, **flags: Any) -> None:
         _print_plan(report)
     else:
         _print_summary(report)
+
+
+def _measures() -> Measures:
+    from llmq.report import Measures
+
+    return Measures()
+
+
+def _write_report(
+    path: Path, report: QuantizeReport, measures: Measures, flags: dict[str, Any], progress: Progress
+) -> None:
+    from llmq.checkpoint.source import open_source
+    from llmq.report import quantize_contents, write_page
+
+    elements = {tensor.name: tensor.parameters for tensor in report.plan.quantized}
+    with open_source(flags["model"], revision=flags["revision"]) as source, open_source(report.output) as output:
+        measures.complete(source, output, elements, progress)
+    settings = {"method": report.plan.recipe.method, "max_memory": flags["max_memory"]}
+    contents = quantize_contents(
+        report.to_json(), measures, source=flags["model"], settings=settings, memory=report.memory
+    )
+    write_page(path, contents)
 
 
 @contextlib.contextmanager

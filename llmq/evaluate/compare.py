@@ -15,7 +15,7 @@ from llmq.evaluate.sums import ErrorSums, decibels, normalized
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from llmq.checkpoint.source import Source
     from llmq.evaluate.inventory import Entry
@@ -106,7 +106,12 @@ class Comparison:
 
 
 def compare(
-    source: Source, output: Source, *, progress: Progress | None = None, watch: Watch | None = None
+    source: Source,
+    output: Source,
+    *,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    names: Collection[str] | None = None,
 ) -> Comparison:
     """Compare all weights of two open checkpoints, either of which may be packed.
 
@@ -120,6 +125,8 @@ def compare(
     watch : callable, optional
         Called for each block of rows of a packed weight, with its name, the source's rows (float32) and the
         `QuantizedTensor` that they became.
+    names : collection of str, optional
+        Compare only these.
 
     Raises
     ------
@@ -131,6 +138,7 @@ def compare(
     theirs = {entry.name: entry for entry in _entries(source)}
     ours = _entries(output)
     _check_names(source.label, theirs, output.label, ours)
+    ours = ours if names is None else tuple(entry for entry in ours if entry.name in names)
     told = progress or NullProgress()
     told.start("comparing", sum(entry.nbytes for entry in ours))
     found = []
