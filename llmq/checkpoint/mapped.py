@@ -35,6 +35,7 @@ class MappedCheckpoint:
     def __init__(self, source: FolderSource) -> None:
         self.source = source
         self._files: dict[str, np.ndarray] = {}
+        self._maps: list[mmap.mmap] = []
 
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor, read-only.
@@ -63,6 +64,15 @@ class MappedCheckpoint:
             self._files[info.file] = self._map(info.file)
         return self._files[info.file][info.offset : info.offset + info.nbytes]
 
+    def release(self) -> None:
+        """Give the memory of all pages back to the system: arrays stay valid, and are read again where they are used.
+
+        Does nothing where the system cannot be told.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def _map(self, file: str) -> np.ndarray:
         expected = max(info.offset + info.nbytes for info in self.source.tensors.values() if info.file == file)
         fd = self.source.duplicate(file)
@@ -76,4 +86,5 @@ class MappedCheckpoint:
             raise InputError(f"cannot be mapped: {error.strerror}", file=file) from error
         finally:
             os.close(fd)
+        self._maps.append(mapped)
         return np.frombuffer(mapped, dtype=np.uint8)

@@ -2,84 +2,86 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmq.errors import InputError, UsageError
+from llmq.evaluate.blocks import run_blocks
 from llmq.evaluate.divergence import agreement, divergence, log_softmax
+from llmq.evaluate.estimates import estimate
+from llmq.evaluate.memory import logit_rows, states_budget
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from llmq.architectures import DecoderConfig
+    from llmq.evaluate.blocks import LanguageModel
+    from llmq.evaluate.estimates import Estimate
+    from llmq.evaluate.states import HiddenStates
     from llmq.system.progress import Progress
 
-__all__ = ["Evaluation", "LanguageModel", "evaluate", "tokenize"]
+__all__ = ["Evaluation", "evaluate", "tokenize"]
 
-_LOGIT_BYTES: Final = 32 << 20
-"""Logits held at a time, of each model."""
-
-
-class LanguageModel(Protocol):
-    """What is needed of a model; `llmq.load` gives one."""
-
-    compute: Any
-
-    @property
-    def config(self) -> DecoderConfig:
-        """Sizes."""
-        ...
-
-    @property
-    def context(self) -> int | None:
-        """Tokens the model was made for; None where positions depend on the length of the text."""
-        ...
-
-    def __call__(self, tokens: Sequence[int] | np.ndarray, cache: Any = None) -> np.ndarray:
-        """Logits after each token, float32 (n, vocab_size)."""
-        ...
-
-    def new_cache(self, capacity: int = ...) -> Any:
-        """Make a cache of the tokens before."""
-        ...
+_log = logging.getLogger("llmq")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How well a model predicts a text.
 
+    What ends in `_se` is the standard error of what stands before it, were all positions independent; what ends in
+    `_se_clustered` is the one with windows as clusters (see `estimate`), NaN for a single window.
+
     Parameters
     ----------
     perplexity : float
-        `exp` of the mean negative log-likelihood of a token.
-    perplexity_se : float
-        Its standard error by the delta method: perplexity times the standard error of that mean.
+        `exp` of the mean negative log-likelihood of a token; its errors by the delta method: perplexity times the
+        standard error of that mean.
+    perplexity_se, perplexity_se_clustered : float
     tokens : int
         Tokens scored.
+    windows : int
+        Windows they stand in.
     context : int
         Tokens of a window.
     compute : str
         Of the model.
-    kl_mean, kl_median, kl_p99, kl_max : float or None
+    base_perplexity : float or None
+        Of the base on the same tokens.
+    delta_ln_ppl, delta_ln_ppl_se, delta_ln_ppl_se_clustered : float or None
+        How much the logarithm of the perplexity is above that of the base: paired, position by position, so that what
+        is hard for both does not count.
+    kl_mean, kl_mean_se, kl_mean_se_clustered, kl_median, kl_p99, kl_max : float or None
         Of the Kullback-Leibler divergence of the model from the base, a position at a time, in nats.
-    top1_agreement : float or None
+    top1_agreement, top1_agreement_se, top1_agreement_se_clustered : float or None
         Share of positions at which both find the same token the likeliest.
     """
 
     perplexity: float
     perplexity_se: float
+    perplexity_se_clustered: float
     tokens: int
+    windows: int
     context: int
     compute: str
+    base_perplexity: float | None = None
+    delta_ln_ppl: float | None = None
+    delta_ln_ppl_se: float | None = None
+    delta_ln_ppl_se_clustered: float | None = None
     kl_mean: float | None = None
+    kl_mean_se: float | None = None
+    kl_mean_se_clustered: float | None = None
     kl_median: float | None = None
     kl_p99: float | None = None
     kl_max: float | None = None
     top1_agreement: float | None = None
+    top1_agreement_se: float | None = None
+    top1_agreement_se_clustered: float | None = None
 
     @property
     def protocol(self) -> str:
@@ -102,9 +104,13 @@ def evaluate(
     context: int = 512,
     max_tokens: int | None = None,
     base: LanguageModel | None = None,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score a text in non-overlapping windows; logits are never kept.
+    """Score a text in non-overlapping windows, block by block.
+
+    All windows go through the first block, then all through the next: of the weights, one block is in memory at a time,
+    and both heads in the end. Logits are made and used in pieces, and never kept.
 
     Parameters
     ----------
@@ -117,8 +123,10 @@ def evaluate(
         Use no more than so many tokens of the text.
     base : Model, optional
         Measure the divergence from this one too; it must have the same tokenizer.
+    max_memory : int, optional
+        Bytes of memory to keep to; see `states_budget`.
     progress : Progress, optional
-        Told of the tokens.
+        Told of the tokens, at every block and when they are scored.
 
     Returns
     -------
@@ -129,53 +137,81 @@ def evaluate(
     UsageError
         A window or a text of fewer than two tokens; a base of another vocabulary.
     InputError
-        The model gives NaN.
+        The model gives NaN, or does not have a token.
+    ResourceError
+        `max_memory` is too small, or hidden states find no room.
     """
-    ids = np.asarray(tokens)[:max_tokens]
-    if context < 2:
-        raise UsageError("the context must be at least 2 tokens", found=context)
-    if base is not None and base.config.vocab_size != model.config.vocab_size:
-        expected, found = model.config.vocab_size, base.config.vocab_size
-        raise UsageError("the base has another vocabulary", expected=f"{expected} tokens", found=found)
+    ids = _checked(np.asarray(tokens)[:max_tokens], model, base, context)
     windows = [w for w in (ids[i : i + context] for i in range(0, ids.size, context)) if w.size > 1]
     if not windows:
         raise UsageError("the text is too short", expected="at least 2 tokens", found=ids.size)
+    models = [model] if base is None else [model, base]
+    read = [window[:-1] for window in windows]
+    budget = states_budget(models, max(part.size for part in read), max_memory)
     told = progress or NullProgress()
-    told.start("scoring", sum(window.size for window in windows), "tokens")
-    scores = _Scores()
-    for window in windows:
-        _score(window, model, base, scores)
-        told.advance(window.size)
+    steps = 1 + sum(len(m.decoder.blocks) for m in models)
+    told.start("scoring", steps * sum(part.size for part in read), "tokens")
+    with contextlib.ExitStack() as kept:
+        states = [kept.enter_context(run_blocks(one, read, budget, told)) for one in models]
+        scores = _score(models, states, np.concatenate([window[1:] for window in windows]), told)
     told.finish()
-    return scores.summary(context, str(model.compute))
+    return scores.summary(np.array([part.size for part in read]), context, str(model.compute))
+
+
+def _checked(ids: np.ndarray, model: LanguageModel, base: LanguageModel | None, context: int) -> np.ndarray:
+    """Token ids that the model has, int64 (n,)."""
+    if context < 2:
+        raise UsageError("the context must be at least 2 tokens", found=context)
+    vocabulary = model.config.vocab_size
+    if base is not None and base.config.vocab_size != vocabulary:
+        raise UsageError(
+            "the base has another vocabulary", expected=f"{vocabulary} tokens", found=base.config.vocab_size
+        )
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise UsageError("tokens must be a list of integers", found=f"{ids.dtype} of shape {ids.shape}")
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        raise InputError("no such token", expected=f"0 to {vocabulary - 1}", found=wrong)
+    if model.context is not None and min(context, ids.size) > model.context:
+        _log.warning("windows of %d tokens are longer than the %d that the model was made for", context, model.context)
+    return ids.astype(np.int64)
 
 
 class _Scores:
-    """What is kept of every scored position: three numbers."""
+    """What is kept of every scored position: four numbers."""
 
     def __init__(self) -> None:
         self.losses: list[np.ndarray] = []
+        self.base_losses: list[np.ndarray] = []
         self.divergences: list[np.ndarray] = []
         self.agreements: list[np.ndarray] = []
 
-    def summary(self, context: int, compute: str) -> Evaluation:
-        """Reduce the positions to an `Evaluation`."""
+    def summary(self, sizes: np.ndarray, context: int, compute: str) -> Evaluation:
+        """Reduce the positions, which stand in windows of some sizes, to an `Evaluation`."""
         losses = np.concatenate(self.losses)
-        perplexity = _exp(float(losses.mean()))
-        spread = float(losses.std(ddof=1)) if losses.size > 1 else math.nan
-        error = perplexity * spread / math.sqrt(losses.size)
-        measured = Evaluation(perplexity, error, losses.size, context, compute)
-        if not self.divergences:
-            return measured
-        kl = np.concatenate(self.divergences)
-        return replace(
-            measured,
-            kl_mean=float(kl.mean()),
-            kl_median=float(np.median(kl)),
-            kl_p99=float(np.percentile(kl, 99)),
-            kl_max=float(kl.max()),
-            top1_agreement=float(np.concatenate(self.agreements).mean()),
+        loss = estimate(losses, sizes)
+        perplexity = _exp(loss.mean)
+        error = loss.scaled(perplexity)
+        against: dict[str, Any] = {}
+        if self.divergences:
+            base = np.concatenate(self.base_losses)
+            kl = np.concatenate(self.divergences)
+            against = {
+                "base_perplexity": _exp(float(base.mean())),
+                **_named("delta_ln_ppl", estimate(losses - base, sizes)),
+                **_named("kl_mean", estimate(kl, sizes)),
+                "kl_median": float(np.median(kl)),
+                "kl_p99": float(np.percentile(kl, 99)),
+                "kl_max": float(kl.max()),
+                **_named("top1_agreement", estimate(np.concatenate(self.agreements).astype(np.float64), sizes)),
+            }
+        return Evaluation(
+            perplexity, error.se, error.se_clustered, losses.size, sizes.size, context, compute, **against
         )
+
+
+def _named(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.mean, f"{name}_se": found.se, f"{name}_se_clustered": found.se_clustered}
 
 
 def _exp(x: float) -> float:
@@ -185,28 +221,28 @@ def _exp(x: float) -> float:
         return math.inf
 
 
-def _score(window: np.ndarray, model: LanguageModel, base: LanguageModel | None, scores: _Scores) -> None:
-    read, targets = window[:-1], window[1:]
-    parts = [_logits(m, read) for m in (model, base) if m is not None]
-    done = 0
-    for logits, *others in zip(*parts, strict=True):
-        log_p = log_softmax(logits)
-        rows = np.arange(log_p.shape[0])
-        scores.losses.append(-log_p[rows, targets[done : done + rows.size]])
+def _score(
+    models: Sequence[LanguageModel], states: Sequence[HiddenStates], targets: np.ndarray, told: Progress
+) -> _Scores:
+    """Norm and head of each model, piece by piece."""
+    scores = _Scores()
+    step = logit_rows(models[0].config.vocab_size)
+    for start in range(0, targets.size, step):
+        stop = min(targets.size, start + step)
+        logits, *others = (_logits(m, s.read(start, stop)) for m, s in zip(models, states, strict=True))
+        log_p, rows = log_softmax(logits), np.arange(stop - start)
+        scores.losses.append(-log_p[rows, targets[start:stop]])
         for other in others:
-            scores.divergences.append(divergence(log_softmax(other), log_p))
+            log_base = log_softmax(other)
+            scores.base_losses.append(-log_base[rows, targets[start:stop]])
+            scores.divergences.append(divergence(log_base, log_p))
             scores.agreements.append(agreement(other, logits))
-        done += rows.size
+        told.advance(stop - start)
+    return scores
 
 
-def _logits(model: LanguageModel, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """Logits of a window in pieces, so that a large vocabulary takes little memory."""
-    step = max(16, min(256, _LOGIT_BYTES // (4 * model.config.vocab_size)))
-    # Where positions depend on the length of the text, it cannot be fed in pieces.
-    pieces = range(0, ids.size, step if model.context is not None else ids.size)
-    cache = model.new_cache(ids.size)
-    for start in pieces:
-        logits = model(ids[start : start + pieces.step], cache)
-        if np.isnan(logits).any():
-            raise InputError("the model gives NaN: its weights are corrupt, or overflow")
-        yield logits
+def _logits(model: LanguageModel, x: np.ndarray) -> np.ndarray:
+    logits = model.decoder.logits(x)
+    if np.isnan(logits).any():
+        raise InputError("the model gives NaN: its weights are corrupt, or overflow")
+    return logits

@@ -75,7 +75,8 @@ def load(
         # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
         if method and method != QUANT_METHOD:
             raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
-        weights = Weights(MappedCheckpoint(source), schemes, compute)
+        mapped = MappedCheckpoint(source)
+        weights = Weights(mapped, schemes, compute)
         decoder = assemble_decoder(config, weights)
         weights.check_all_taken()
         total = sum(info.nbytes for info in source.tensors.values())
@@ -86,6 +87,7 @@ def load(
             bits_per_weight=8.0 * total / weights.elements,
             stop_tokens=stop_tokens(source.folder, source.config),
             kv_bits=kv_bits,
+            mapped=mapped,
         )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from llmq.architectures import DecoderConfig
+    from llmq.checkpoint.mapped import MappedCheckpoint
     from llmq.runtime.decoder import Decoder
     from llmq.runtime.linear import Compute
     from llmq.runtime.sampling import SamplingFields
@@ -55,6 +56,8 @@ class Model:
     kv_bits : {32, 16, 8} or None
         Bits of an element of the caches: float32, bfloat16 or 8-bit integers. None means 16, and 32 where `compute` is
         "float32".
+    mapped : MappedCheckpoint or None
+        What the weights are views of.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class Model:
         bits_per_weight: float,
         stop_tokens: frozenset[int],
         kv_bits: int | None = None,
+        mapped: MappedCheckpoint | None = None,
     ) -> None:
         if kv_bits not in (None, 32, 16, 8):
             raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
@@ -79,6 +83,7 @@ class Model:
         self.compute = compute
         self.bits_per_weight = bits_per_weight
         self.kv_bits = kv_bits or (32 if compute == "float32" else 16)
+        self._mapped = mapped
         self._configured_stops = stop_tokens
         self._warned = False
 
@@ -126,6 +131,11 @@ class Model:
         decoder.hidden(np.zeros(1, np.int64), cache, _CHUNK)
         if threads() > 1:
             muster()  # work as small as this does not
+
+    def release(self) -> None:
+        """Give back the memory of weights read so far; they are read again, from the page cache, when they are used."""
+        if self._mapped is not None:
+            self._mapped.release()
 
     def new_cache(self, capacity: int = _CHUNK) -> KVCache:
         """Make an empty cache with room for `capacity` tokens; it grows as needed."""

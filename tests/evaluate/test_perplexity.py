@@ -1,3 +1,4 @@
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -7,8 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import llmq
-from llmq.errors import InputError, UsageError
+from llmq.errors import InputError, ResourceError, UsageError
+from llmq.evaluate.divergence import divergence, log_softmax
+from llmq.evaluate.memory import states_budget
 from llmq.evaluate.perplexity import evaluate, tokenize
+from llmq.plan.budget import PROCESS_BYTES
 
 
 class Table:
@@ -16,16 +20,19 @@ class Table:
 
     context = 100
     compute = "float32"
+    kv_bits = 32
 
     def __init__(self, logits):
         self.logits = np.asarray(logits, np.float32)
-        self.config = SimpleNamespace(vocab_size=self.logits.shape[1])
+        self.config = SimpleNamespace(vocab_size=self.logits.shape[1], hidden_size=1)
+        self.decoder = SimpleNamespace(
+            blocks=(),
+            embedding=SimpleNamespace(rows=lambda ids: ids[:, None].astype(np.float32)),
+            logits=lambda x: self.logits[x[:, 0].astype(int)],
+        )
 
-    def __call__(self, tokens, cache=None):
-        return self.logits[np.asarray(tokens)]
-
-    def new_cache(self, capacity=1):
-        return None
+    def release(self):
+        pass
 
 
 def random_table(seed, vocab=40):
@@ -90,7 +97,7 @@ def test_pieces_of_a_window_give_what_the_whole_gives(write_pico, tmp_path, monk
     model = llmq.load(write_pico(tmp_path))
     tokens = np.random.default_rng(0).integers(2, 96, 100)
     whole = evaluate(model, tokens, context=60)
-    monkeypatch.setattr("llmq.evaluate.perplexity._LOGIT_BYTES", 1)
+    monkeypatch.setattr("llmq.evaluate.memory._LOGIT_BYTES", 1)
     assert evaluate(model, tokens, context=60).perplexity == pytest.approx(whole.perplexity, rel=1e-6)
 
 
@@ -122,7 +129,56 @@ def test_progress_is_told_every_token():
         start=lambda title, total, unit="bytes": told.append((total, unit)), advance=told.append, finish=lambda: None
     )
     evaluate(random_table(0), np.arange(25), context=10, progress=progress)
-    assert told == [(25, "tokens"), 10, 10, 5]
+    assert told == [(22, "tokens"), 22]
+
+
+FORMS = {
+    "float32": ({}, {"compute": "float32"}),
+    "int8": ({}, {"compute": "int8"}),
+    "int8 cache": ({}, {"compute": "int8", "kv_bits": 8}),
+    "dynamic": (
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+        {"compute": "float32"},
+    ),
+    "windows": ({"sliding_window": 9, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}, {}),
+}
+
+
+@pytest.fixture(params=FORMS)
+def pair(request, write_pico, tmp_path):
+    """A quantized model and the one it was made from."""
+    config, load = FORMS[request.param]
+    source = write_pico(tmp_path / "in", max_position_embeddings=32, **config)
+    llmq.quantize(source, tmp_path / "out", bits=4, group_size=32)
+    return llmq.load(tmp_path / "out", **load), llmq.load(source, compute="float32")
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_block_by_block_is_as_good_as_window_by_window(pair, in_file, monkeypatch):
+    model, base = pair
+    if in_file:
+        monkeypatch.setattr("llmq.evaluate.memory.STATES_BYTES", 0)
+    tokens = np.random.default_rng(0).integers(2, 96, 150)
+    found = evaluate(model, tokens, context=60, base=base)
+    losses, kl = [], []
+    for window in (tokens[:60], tokens[60:120], tokens[120:]):
+        log_p, log_base = log_softmax(model(window[:-1])), log_softmax(base(window[:-1]))
+        losses.append(-log_p[np.arange(window.size - 1), window[1:]])
+        kl.append(divergence(log_base, log_p))
+    assert found.perplexity == pytest.approx(np.exp(np.concatenate(losses).mean()), rel=1e-6)
+    assert found.kl_mean == pytest.approx(np.concatenate(kl).mean(), rel=1e-5)
+    assert found.kl_max == pytest.approx(np.concatenate(kl).max(), rel=1e-5)
+
+
+def test_a_memory_limit_is_met_or_refused(write_pico, tmp_path):
+    model = llmq.load(write_pico(tmp_path))
+    tokens = np.arange(2, 90)
+    with pytest.raises(ResourceError, match="too small to evaluate") as error:
+        evaluate(model, tokens, base=model, max_memory=1 << 20)
+    least = int(re.search(r"expected (\d+) MiB", str(error.value))[1]) << 20
+    assert PROCESS_BYTES < least < 2 * PROCESS_BYTES
+    assert evaluate(model, tokens, base=model, max_memory=least).kl_mean == 0
+    assert states_budget([model, model], 512, least + (64 << 20)) == pytest.approx(32 << 20, abs=1 << 20)
 
 
 def test_bad_input():
@@ -135,3 +191,7 @@ def test_bad_input():
         evaluate(model, [1, 2, 3], base=random_table(0, vocab=41))
     with pytest.raises(InputError, match="NaN"):
         evaluate(Table(np.full((4, 4), np.nan)), [1, 2, 3])
+    with pytest.raises(InputError, match="no such token"):
+        evaluate(model, [1, 2, 40])
+    with pytest.raises(UsageError, match="list of integers"):
+        evaluate(model, [1.5, 2.5])
