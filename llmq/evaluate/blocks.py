@@ -11,12 +11,11 @@ from llmq.runtime.cache import KVCache
 from llmq.runtime.stack import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from llmq.architectures import DecoderConfig
     from llmq.runtime.linear import Linear
     from llmq.runtime.stack import Block
-    from llmq.system.progress import Progress
 
 __all__ = ["LanguageModel", "run_blocks"]
 
@@ -81,7 +80,9 @@ class LanguageModel(Protocol):
         ...
 
 
-def run_blocks(model: LanguageModel, windows: Sequence[np.ndarray], budget: int, told: Progress) -> HiddenStates:
+def run_blocks(
+    model: LanguageModel, windows: Sequence[np.ndarray], budget: int, advance: Callable[[int], None]
+) -> HiddenStates:
     """Run windows of tokens, each from its beginning, through all blocks of a model.
 
     Parameters
@@ -92,8 +93,8 @@ def run_blocks(model: LanguageModel, windows: Sequence[np.ndarray], budget: int,
         Valid ids.
     budget : int
         Bytes that hidden states may take in memory.
-    told : Progress
-        Of the tokens, at each block.
+    advance : callable
+        Told how many tokens went through a block.
 
     Returns
     -------
@@ -118,7 +119,7 @@ def run_blocks(model: LanguageModel, windows: Sequence[np.ndarray], budget: int,
             cache = cache or KVCache(stack.config, max(window.size for window in windows), model.kv_bits)
             for start, window in zip(starts, windows, strict=False):
                 states.write(start, _run(stack, states.read(start, start + window.size), window, cache))
-                told.advance(window.size)
+                advance(window.size)
             model.release()
     except BaseException:
         states.close()

@@ -126,7 +126,7 @@ def evaluate(
     max_memory : int, optional
         Bytes of memory to keep to; see `states_budget`.
     progress : Progress, optional
-        Told of the tokens, at every block and when they are scored.
+        Told of the tokens, a share of them at each block.
 
     Returns
     -------
@@ -149,11 +149,13 @@ def evaluate(
     read = [window[:-1] for window in windows]
     budget = states_budget(models, max(part.size for part in read), max_memory)
     told = progress or NullProgress()
+    total = sum(window.size for window in windows)
+    told.start("scoring", total, "tokens")
     steps = 1 + sum(len(m.decoder.blocks) for m in models)
-    told.start("scoring", steps * sum(part.size for part in read), "tokens")
+    advance = _Advance(told, total, steps * sum(part.size for part in read))
     with contextlib.ExitStack() as kept:
-        states = [kept.enter_context(run_blocks(one, read, budget, told)) for one in models]
-        scores = _score(models, states, np.concatenate([window[1:] for window in windows]), told)
+        states = [kept.enter_context(run_blocks(one, read, budget, advance)) for one in models]
+        scores = _score(models, states, np.concatenate([window[1:] for window in windows]), advance)
     told.finish()
     return scores.summary(np.array([part.size for part in read]), context, str(model.compute))
 
@@ -175,6 +177,29 @@ def _checked(ids: np.ndarray, model: LanguageModel, base: LanguageModel | None, 
     if model.context is not None and min(context, ids.size) > model.context:
         _log.warning("windows of %d tokens are longer than the %d that the model was made for", context, model.context)
     return ids.astype(np.int64)
+
+
+class _Advance:
+    """Tells of tokens while they go through one block after another, and then through the heads.
+
+    Parameters
+    ----------
+    told : Progress
+    total : int
+        Tokens to tell of.
+    steps : int
+        Calls' counts that make up all of them.
+    """
+
+    def __init__(self, told: Progress, total: int, steps: int) -> None:
+        self._told, self._total, self._steps = told, total, steps
+        self._done = 0
+
+    def __call__(self, count: int) -> None:
+        """Count tokens that went through a block."""
+        before = self._done * self._total // self._steps
+        self._done += count
+        self._told.advance(self._done * self._total // self._steps - before)
 
 
 class _Scores:
@@ -222,7 +247,7 @@ def _exp(x: float) -> float:
 
 
 def _score(
-    models: Sequence[LanguageModel], states: Sequence[HiddenStates], targets: np.ndarray, told: Progress
+    models: Sequence[LanguageModel], states: Sequence[HiddenStates], targets: np.ndarray, advance: _Advance
 ) -> _Scores:
     """Norm and head of each model, piece by piece."""
     scores = _Scores()
@@ -237,7 +262,7 @@ def _score(
             scores.base_losses.append(-log_base[rows, targets[start:stop]])
             scores.divergences.append(divergence(log_base, log_p))
             scores.agreements.append(agreement(other, logits))
-        told.advance(stop - start)
+        advance(stop - start)
     return scores
 
 

@@ -129,7 +129,14 @@ def test_progress_is_told_every_token():
         start=lambda title, total, unit="bytes": told.append((total, unit)), advance=told.append, finish=lambda: None
     )
     evaluate(random_table(0), np.arange(25), context=10, progress=progress)
-    assert told == [(22, "tokens"), 22]
+    assert told == [(25, "tokens"), 25]
+
+
+def test_progress_goes_on_at_every_block(write_pico, tmp_path):
+    told = []
+    progress = SimpleNamespace(start=lambda *_: None, advance=told.append, finish=lambda: None)
+    evaluate(llmq.load(write_pico(tmp_path)), np.arange(2, 62), context=30, progress=progress)
+    assert told == [10, 10, 10, 10, 20]  # two windows through two blocks, then the head
 
 
 FORMS = {
