@@ -65,7 +65,9 @@ def test_compare(call, sample_model, small_model):
     assert code == 0
     assert "14 of 57 tensors are unchanged" in out
     found = json.loads(call("-q", "compare", sample_model, small_model, "--json")[1])
-    assert set(found) == {"schema", "nmse", "sqnr_db", "tensors"}
+    assert set(found) == {"schema", "output", "output_bytes", "bits_per_weight", "nmse", "sqnr_db", "tensors"}
+    held = json.loads(call("-q", "inspect", small_model, "--json")[1])
+    assert (found["output_bytes"], found["bits_per_weight"]) == (held["total_bytes"], held["bits_per_weight"])
     assert 15 < found["sqnr_db"] < 30
     kept = next(t for t in found["tensors"] if t["unchanged"])
     assert kept["sqnr_db"] is None
