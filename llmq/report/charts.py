@@ -179,8 +179,8 @@ def frontier(runs: Sequence[Mapping[str, Any]], error: str, title: str) -> Chart
     points = [(float(run["bits_per_weight"]), float(run[error])) for run in drawn]
     best = pareto(points)
     logs = [math.log10(value) for _, value in points]
-    low, high = math.floor(min(logs)), math.ceil(max(logs))
-    high += high == low
+    spare = 0.15 * (max(logs) - min(logs)) or 0.1
+    low, high = min(logs) - spare, max(logs) + spare
     sizes = [size for size, _ in points]
     pad = 0.06 * (max(sizes) - min(sizes)) or 0.5
     x = _Scale(min(sizes) - pad, max(sizes) + pad, _LEFT, WIDTH - _RIGHT)
@@ -193,11 +193,23 @@ def frontier(runs: Sequence[Mapping[str, Any]], error: str, title: str) -> Chart
         "bits per weight, every byte of the checkpoint counted",
         title,
         tuple(Tick(x(size), f"{size:g}") for size in ticks(x.low, x.high, 8)),
-        tuple(Tick(y(power), f"1e{power}") for power in range(low, high + 1)),
+        tuple(Tick(y(math.log10(value)), f"{value:g}") for value in _steps(10.0**low, 10.0**high)),
         " ".join(f"{marks[i].x},{marks[i].y}" for i in best),
         f"{title} against bits per weight of {len(drawn)} runs; the line joins those that none beats in both.",
         marks=marks,
     )
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Values to mark on a logarithmic axis: 1, 2 and 5 times powers of ten, or evenly where those are too few.
+
+    >>> _steps(0.03, 0.6), _steps(31.0, 34.0)
+    ([0.05, 0.1, 0.2, 0.5], [31.0, 32.0, 33.0, 34.0])
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    multiples = (1, 2, 5) if len(powers) < 5 else (1,)
+    found = [float(f"{m}e{power}") for power in powers for m in multiples if low <= float(f"{m}e{power}") <= high]
+    return found if len(found) > 2 else ticks(low, high)
 
 
 def _drawable(run: Mapping[str, Any], error: str) -> bool:

@@ -100,6 +100,16 @@ def test_the_frontier_joins_what_none_beats():
     assert chart.marks[0].x > chart.marks[1].x > chart.marks[3].x
 
 
+@pytest.mark.parametrize("errors", [(0.1, 0.01), (33.9, 32.4), (1e-7, 40.0), (5.0, 5.0)])
+def test_errors_of_any_spread_have_room_and_marks(errors):
+    chart = frontier([run(str(i), 4.0 + i, error) for i, error in enumerate(errors)], "kl_mean", "KL")
+    assert 3 <= len(chart.y) <= 12
+    assert all(chart.top < mark.y < chart.bottom for mark in chart.marks)
+    assert all(chart.top <= tick.at <= chart.bottom for tick in chart.y)
+    # A mark of the axis stands where a run of that error would.
+    assert sorted((tick.at for tick in chart.y), reverse=True) == [tick.at for tick in chart.y]
+
+
 @pytest.mark.parametrize("bad", [None, 0.0, math.inf, math.nan, -1.0, "0.1"])
 def test_runs_without_an_error_are_left_out(bad):
     assert frontier([run("a", 4.0, 0.1), run("b", 3.0, bad)], "kl_mean", "KL") is None
