@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from llmq.checkpoint.certificate import CERTIFICATE
 from llmq.checkpoint.companions import COPIED_FILES
 from llmq.checkpoint.index import INDEX_FILE, no_weights
 from llmq.checkpoint.manifest import MANIFEST
@@ -18,7 +19,7 @@ __all__ = ["Download", "download", "parse_repo"]
 _REPO: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@(?P<revision>[\w.\-/]{1,200}))?", re.ASCII
 )
-_ALLOWED: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, *COPIED_FILES)
+_ALLOWED: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, CERTIFICATE, *COPIED_FILES)
 # Files in subfolders are other formats; consolidated ones repeat the same weights under other names.
 _IGNORED: Final = ("*/*", "consolidated*.safetensors")
 

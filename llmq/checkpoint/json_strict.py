@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 from llmq.errors import InputError
 
-__all__ = ["dumps", "loads"]
+__all__ = ["dumps", "loads", "without_infinity"]
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -54,6 +54,21 @@ def loads(data: bytes, file: object) -> Any:
 def dumps(value: object) -> bytes:
     """Encode for people: indented UTF-8 with a newline at the end, keys in the order given; no NaN."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def without_infinity(value: Any) -> Any:
+    """Return a JSON-like value with None for infinities and NaN, which JSON does not have.
+
+    >>> without_infinity({"sqnr_db": [float("inf"), 1.5]})
+    {'sqnr_db': [None, 1.5]}
+    """
+    if isinstance(value, dict):
+        return {key: without_infinity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinity(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import llmq
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.certificate import CERTIFICATE, read_certificate
 from llmq.checkpoint.index import INDEX_FILE, SCRATCH
 from llmq.checkpoint.journal import Scratch, read_record
 from llmq.checkpoint.manifest import MANIFEST, difference
@@ -154,12 +155,14 @@ def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replaceable(folder: Path) -> dict[str, int]:
-    """Weights and an index as every checkpoint names them, and what the manifest of an earlier output lists."""
+    """Weights and an index as every checkpoint names them, what an earlier manifest lists, and a certificate."""
     found = {
         path.name: path.stat().st_size
         for path in folder.iterdir()
         if (_OUR_WEIGHTS.fullmatch(path.name) or path.name == INDEX_FILE) and path.is_file()
     }
+    if read_certificate(folder) is not None:
+        found[CERTIFICATE] = (folder / CERTIFICATE).stat().st_size
     try:
         manifest = json_strict.loads((folder / MANIFEST).read_bytes(), MANIFEST)
         files = manifest["files"].items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_FIGURES: Final = {"perplexity": "perplexity", "kl_mean": "mean KL divergence"}
+
 
 @click.command()
 @model_argument
@@ -24,15 +26,19 @@ __all__ = ["command"]
 @json_option
 def command(model: str, tensors: bool, revision: str | None, as_json: bool) -> None:
     """Show what a checkpoint holds: architecture, parameters, bits per weight. Reads headers only."""
+    from llmq.checkpoint.certificate import read_certificate
     from llmq.checkpoint.source import open_source
     from llmq.evaluate.inventory import inventory
 
     with open_source(model, revision=revision) as source:
         held = inventory(source)
+        measured = read_certificate(source.folder) if source.config else None
     if as_json:
-        print_json(held.to_json())
+        print_json(held.to_json() | {"quality": measured})
         return
     _print_summary(held)
+    if measured:
+        _print_quality(measured)
     if tensors:
         click.echo()
         rows = [(e.name, _kind(e), " x ".join(map(str, e.shape)), format_size(e.nbytes)) for e in held.entries]
@@ -52,6 +58,17 @@ def _print_summary(held: Inventory) -> None:
     ]
     for name, value in lines:
         click.echo(f"{name:<16} {value}")
+
+
+def _print_quality(measured: dict[str, Any]) -> None:
+    """What `quality.json` tells, a line each; nothing is trusted to be there."""
+    if isinstance(measured.get("sqnr_db"), float):
+        click.echo(f"{'quality':<16} NMSE {measured['nmse']:.3e}, SQNR {measured['sqnr_db']:.2f} dB")
+    for found in measured["evaluations"]:
+        numbers = [key for key in ("perplexity", "kl_mean") if isinstance(found.get(key), float)]
+        words = [f"{_FIGURES[key]} {found[key]:.6g}" for key in numbers]
+        from_base = f" from {found.get('base')}" if "kl_mean" in numbers else ""
+        click.echo(f"{'':<16} {', '.join(words)}{from_base}, on {found.get('text')} in {found.get('compute')}")
 
 
 def _kind(entry: Entry) -> str:

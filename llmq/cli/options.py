@@ -17,6 +17,7 @@ __all__ = [
     "model_argument",
     "report_option",
     "sampling_options",
+    "save_option",
     "threads_option",
 ]
 
@@ -75,6 +76,13 @@ def report_option(command: _Command) -> _Command:
         callback=checked,
         metavar="FILE.html",
         help="Write a page with tables and pictures: one file that needs no network.",
+    )(command)
+
+
+def save_option(command: _Command) -> _Command:
+    """`--save`, off by default: what is only read is not written to."""
+    return click.option(
+        "--save", is_flag=True, help="Keep the figures beside the weights, in quality.json, which inspect shows."
     )(command)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
+from llmq.checkpoint.json_strict import without_infinity
 from llmq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _WIDE: Final = 200
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the one object of `--json`; infinities and NaN, which JSON does not have, become null."""
-    click.echo(json.dumps(_plain({"schema": SCHEMA} | result), indent=2, allow_nan=False))
+    click.echo(json.dumps(without_infinity({"schema": SCHEMA} | result), indent=2, allow_nan=False))
 
 
 def print_piece(text: str) -> None:
@@ -39,16 +39,6 @@ def stdin() -> TextIO:
     if sys.stdin is None:
         raise UsageError("standard input is closed", hint="give a prompt, or pipe one in")
     return sys.stdin
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from llmq.errors import InputError, UnsupportedError
+from llmq.evaluate.grid import GridUse
 from llmq.evaluate.inventory import inventory
 from llmq.evaluate.rows import FLOATS, raw_bytes, read_quantized, read_rows
 from llmq.evaluate.sums import ErrorSums, decibels, normalized
@@ -28,6 +29,20 @@ _BLOCK_ELEMENTS: Final = 1 << 20
 _ROWS: Final = 32
 """Zero points are packed across so many rows."""
 
+_COLUMNS: Final = (
+    "name",
+    "bits",
+    "bits_per_weight",
+    "quantized",
+    "unchanged",
+    "nmse",
+    "sqnr_db",
+    "cosine",
+    "max_error",
+    "saturation",
+    "end_codes",
+)
+
 
 @dataclass(frozen=True)
 class TensorError:
@@ -46,6 +61,11 @@ class TensorError:
         Between both weights as vectors; 1 where both are zero.
     max_error : float
         Largest absolute error.
+    bits_per_weight : float
+        Every stored byte of it, scales and shapes included, over its elements.
+    saturation, end_codes : float or None
+        Of a packed one: the share of its weights that lie more than half a step beyond the grid, and of those that have
+        the first or the last code.
     """
 
     name: str
@@ -56,6 +76,9 @@ class TensorError:
     squares: float
     cosine: float
     max_error: float
+    bits_per_weight: float
+    saturation: float | None = None
+    end_codes: float | None = None
 
     @property
     def nmse(self) -> float:
@@ -69,8 +92,7 @@ class TensorError:
 
     def to_json(self) -> dict[str, Any]:
         """Return its entry of `llmq compare --json`."""
-        names = ("name", "bits", "quantized", "unchanged", "nmse", "sqnr_db", "cosine", "max_error")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -178,7 +200,7 @@ def _compare(source: Source, before: Entry, output: Source, after: Entry, watch:
         before.dtype == after.dtype and not (before.spec or after.spec) and _same_bytes(source, before, output, after)
     )
     known = all(entry.spec or entry.dtype in FLOATS for entry in (before, after))
-    sums = ErrorSums()
+    sums, use = ErrorSums(), GridUse(after.bits)
     if same or not known:
         # What holds no floats either is the same or is not.
         sums.error = 0.0 if same else math.nan
@@ -191,10 +213,23 @@ def _compare(source: Source, before: Entry, output: Source, after: Entry, watch:
                 continue
             quantized = read_quantized(output, after, start, stop)
             sums.add(rows, quantized.dequantize())
+            use.add(rows, quantized)
             if watch is not None:
                 watch(after.name, rows, quantized)
     packed = after.spec is not None
-    return TensorError(after.name, after.bits, packed, same, sums.error, sums.before, sums.cosine, sums.largest)
+    return TensorError(
+        after.name,
+        after.bits,
+        packed,
+        same,
+        sums.error,
+        sums.before,
+        sums.cosine,
+        sums.largest,
+        8.0 * after.nbytes / max(1, after.parameters),
+        use.saturation if packed else None,
+        use.end_codes if packed else None,
+    )
 
 
 def _same_bytes(source: Source, before: Entry, output: Source, after: Entry) -> bool:

@@ -102,10 +102,7 @@ def compare_contents(
         That watched the first.
     """
     first = results[0]
-    saturation = {name: measure.row()["saturation"] for name, measure in measures.tensors.items()}
-    tensors = [
-        _sized(described.get(t["name"], {})) | t | {"saturation": saturation.get(t["name"])} for t in first["tensors"]
-    ]
+    tensors = [_sized(described.get(t["name"], {})) | t for t in first["tensors"]]
     runs = [
         {
             "name": r["output"],

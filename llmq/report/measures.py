@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from llmq.evaluate.compare import compare
+from llmq.evaluate.grid import outside, positions
 from llmq.evaluate.sums import ErrorSums, decibels
 from llmq.observers import StreamingHistogram
 
@@ -18,50 +19,13 @@ if TYPE_CHECKING:
     from llmq.spec import QuantizedTensor
     from llmq.system.progress import Progress
 
-__all__ = ["Measures", "TensorMeasure", "positions"]
+__all__ = ["Measures", "TensorMeasure"]
 
 _ELEMENTS: Final = 1 << 16
 """Elements looked at in one go: half a megabyte for each float64 array of them."""
 
 _BINS: Final = 4096
 _SHOWN_BINS: Final = 160
-_FAR: Final = float(1 << 20)
-"""Positions are cut off so far from zero."""
-
-
-def positions(rows: np.ndarray, quantized: QuantizedTensor) -> np.ndarray:
-    """Where weights lie on the grid of their groups: ``w / scale + zero_point``, so that code `c` lies at `c`.
-
-    Parameters
-    ----------
-    rows : float16, bfloat16 or float32 (n, in_features)
-        Finite.
-    quantized : QuantizedTensor
-        What they became.
-
-    Returns
-    -------
-    float32 (n, in_features)
-        The zero point where a scale is 0; no further from 0 than 2**20.
-
-    Examples
-    --------
-    >>> from llmq.spec import QuantizedTensor, QuantSpec
-    >>> spec = QuantSpec(bits=2, group_size=4).resolve(4, "float32")
-    >>> packed = np.zeros((1, 4), np.uint8)
-    >>> weight = QuantizedTensor(spec, (1, 4), packed, np.full((1, 1), 0.5, np.float32))
-    >>> positions(np.array([[-1.0, 0.0, 0.5, 3.0]], np.float32), weight).tolist()
-    [[0.0, 2.0, 3.0, 8.0]]
-    """
-    spec = quantized.spec
-    groups = rows.astype(np.float32).reshape(len(rows), -1, spec.group_size)
-    scale = quantized.scale.astype(np.float32)[:, :, None]
-    middle = np.float32(2.0 ** (spec.bits - 1) if spec.bits > 1 else 0.5)
-    zero = middle if quantized.zero_point is None else quantized.zero_point.astype(np.float32)[:, :, None]
-    with np.errstate(over="ignore"):  # cut off below
-        steps = groups / np.where(scale == 0.0, np.float32(np.inf), scale)
-    placed: np.ndarray = np.clip(steps + zero, -_FAR, _FAR).astype(np.float32).reshape(rows.shape)
-    return placed
 
 
 class TensorMeasure:
@@ -104,7 +68,7 @@ class TensorMeasure:
         self.usage += np.bincount(quantized.codes().ravel(), minlength=self.usage.size)
         placed = positions(rows, quantized)
         self.histogram.add(placed.reshape(1, -1))
-        self.outside += int(np.count_nonzero((placed < -0.5) | (placed > self.usage.size - 0.5)))
+        self.outside += outside(placed, self.bits)
         self.elements += rows.size
 
     def row(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -71,6 +72,14 @@ def test_compare(call, sample_model, small_model):
     assert 15 < found["sqnr_db"] < 30
     kept = next(t for t in found["tensors"] if t["unchanged"])
     assert kept["sqnr_db"] is None
+    code, out, _ = call("compare", sample_model, small_model, "--worst", 3, "--sort", "saturation")
+    assert code == 0
+    assert "the 3 worst of 43 tensors that changed" in out
+    rows = [line.split() for line in out.splitlines()[1:4]]
+    nmse = {t["name"]: t["nmse"] for t in found["tensors"]}
+    assert {row[0] for row in rows} == set(sorted(nmse, key=nmse.get)[-3:])
+    shares = [float(row[-2]) for row in rows]
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_eval(call, sample_model, small_model):
@@ -107,6 +116,43 @@ def test_eval_says_what_is_wrong_with_a_text_or_a_base(call, sample_model, small
     )
     assert code == 3
     assert "no tokenizer" in err
+
+
+def test_a_model_carries_what_was_measured(call, sample_model, small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "model")
+    text = sample_model / "heldout.txt"
+    scored = ("eval", model, "--base", sample_model, "--max-tokens", 600, "--context", 200)
+    assert call(*scored)[0] == 0
+    assert not (model / "quality.json").exists()
+    found = json.loads(call(*scored, "--save", "--json")[1])
+    assert call("compare", sample_model, model, "--save")[0] == 0
+    assert call(*scored, "--text", text, "--save")[0] == 0  # what is bundled, under its other name
+    held = json.loads(call("inspect", model, "--json")[1])["quality"]
+    assert [run["text"] for run in held["evaluations"]] == ["heldout.txt"]
+    assert held["evaluations"][0]["kl_mean"] == found["kl_mean"]
+    assert str(tmp_path) not in (model / "quality.json").read_text()
+    assert {"nmse", "saturation", "bits_per_weight"} <= set(held["tensors"][0])
+    shown = call("inspect", model)[1]
+    assert f"mean KL divergence {found['kl_mean']:.6g} from sample" in shown
+    for command in (("eval", sample_model, "--save"), ("compare", model, sample_model, "--save")):
+        code, _, err = call(*command)
+        assert code == 2
+        assert "not a finished output of llmq" in err
+    code, _, err = call("compare", model, small_model, "--save")
+    assert (code, "was not made from this source" in err) == (2, True)
+
+
+def test_eval_tells_its_errors(call, small_model, sample_model):
+    out = call("-q", "eval", small_model, "--base", sample_model, "--max-tokens", 600, "--context", 200)[1]
+    assert "with the 3 windows as clusters" in out
+    flags = ("--base", sample_model, "--max-tokens", 600, "--context", 200)
+    found = json.loads(call("eval", small_model, *flags, "--json")[1])
+    assert f"{found['delta_ln_ppl']:+.6f} +- {found['delta_ln_ppl_se_clustered']:.6f}" in out
+    assert f"{found['kl_mean']:.6f} +- {found['kl_mean_se_clustered']:.6f}" in out
+    assert "as if positions were independent" in call("-q", "eval", small_model, "--max-tokens", 100)[1]
+    code, _, err = call("eval", small_model, "--max-memory", "50MiB")
+    assert code == 5
+    assert "--max-memory" in err
 
 
 def test_generate(call, small_model):

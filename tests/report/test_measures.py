@@ -5,8 +5,9 @@ import pytest
 
 import llmq
 from llmq.checkpoint.source import open_source
+from llmq.evaluate.grid import positions
 from llmq.report import Measures, measures
-from llmq.report.measures import TensorMeasure, positions
+from llmq.report.measures import TensorMeasure
 
 
 def quantized(weight, **spec):
