@@ -45,12 +45,14 @@ def test_against_whole_tensors(tmp_path, write_pico, small_blocks, flags):
         assert error.max_error == pytest.approx(np.abs(after - before).max())
         both = np.linalg.norm(before.astype(float)) * np.linalg.norm(after.astype(float))
         assert error.cosine == pytest.approx(float(np.vdot(before.astype(float), after)) / both)
-        assert error.bits_per_weight == pytest.approx(q.bits_per_weight + (bits == 1), rel=0.05)  # stored as 2 bits
-        assert error.end_codes == np.isin(q.codes(), [0, 2**bits - 1]).mean()
-        step, scales = before.reshape(*q.scale.shape, 32), q.scale.astype(np.float32)[..., None]
-        middle = (0.5 if bits == 1 else 2 ** (bits - 1)) if q.zero_point is None else q.zero_point[..., None]
-        placed = np.divide(step, scales, out=np.zeros_like(step), where=scales != 0) + np.float32(1) * middle
-        assert error.saturation == ((placed < -0.5) | (placed > 2**bits - 0.5)).mean()
+        # One bit is stored as the codes 1 and 3 of two, at half the scale.
+        sign = q.spec.bits == 1
+        codes, scales = (2 * q.codes() + 1, q.scale / 2) if sign else (q.codes(), q.scale)
+        assert error.bits_per_weight == pytest.approx(q.bits_per_weight + sign, rel=0.05)
+        assert error.end_codes == np.isin(codes, [0, 2**error.bits - 1]).mean()
+        middle = 2 ** (error.bits - 1) if q.zero_point is None else q.zero_point[..., None].astype(np.float32)
+        placed = before.reshape(*scales.shape, 32) / scales.astype(np.float32)[..., None] + middle
+        assert error.saturation == ((placed < -0.5) | (placed > 2**error.bits - 0.5)).mean()
         total_error, total_squares = total_error + squared_error, total_squares + error.squares
     assert found.nmse == pytest.approx(total_error / total_squares, rel=1e-5)
     kept = [t for t in found.tensors if not t.quantized]
