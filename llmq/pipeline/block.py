@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from llmq.observers.inputs import InputMoments
+from llmq.pipeline.products import PanelLinear
 from llmq.runtime.cache import KVCache
 from llmq.runtime.linear import PackedLinear
 from llmq.runtime.stack import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from llmq.architectures import DecoderConfig
     from llmq.observers.inputs import InputStatistics
@@ -34,6 +35,9 @@ PROJECTIONS: Final = {
 }
 """Linears of a block by what follows `model.layers.N.` in their names."""
 
+_TOKENS: Final = 2048
+"""Tokens that go through a block at a time."""
+
 _ATTENTION: Final = ("q", "k", "v", "o")
 _WATCHED: Final = {"q": ("q", "k", "v"), "o": ("o",), "gate": ("gate", "up"), "down": ("down",)}
 """Linears whose inputs are watched, and those that share them."""
@@ -53,9 +57,14 @@ def _with(block: Block, linears: Mapping[str, Linear]) -> Block:
 
 
 def packed_block(block: Block, weights: Mapping[str, QuantizedTensor]) -> Block:
-    """`block` with packed linears, whose activations stay exact."""
+    """`block` with packed linears, whose activations stay exact; the others become fit for many tokens."""
     packed = {name: PackedLinear(q, linear_of(block, name).bias, "float32") for name, q in weights.items()}
-    return _with(block, packed)
+    return _for_many(_with(block, packed))
+
+
+def _for_many(block: Block) -> Block:
+    """`block` with linears for many tokens at once."""
+    return _with(block, {name: PanelLinear(linear_of(block, name)) for name in PROJECTIONS.values()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +119,19 @@ class BlockRunner:
         self._config = config
         self._layer = layer
         self._cache = KVCache(replace(config, n_layers=1), context)
+        self.windows = max(1, _TOKENS // context)
+        """How many to run at a time."""
 
     def run(self, block: Block, x: np.ndarray) -> np.ndarray:
-        """Run one window, float32 (context, hidden_size), in place."""
-        return Stack.single(self._config, block, self._layer).run(x, self._cache, x.shape[0])
+        """Run windows, float32 (windows, context, hidden_size), in place."""
+        windows, context, width = x.shape
+        stack = Stack.single(self._config, block, self._layer)
+        return stack.run(x.reshape(-1, width), self._cache, context, windows=windows).reshape(x.shape)
+
+    def parts(self, states: np.ndarray) -> Iterator[np.ndarray]:
+        """Cut windows into parts to run at a time."""
+        for start in range(0, len(states), self.windows):
+            yield states[start : start + self.windows]
 
     def error(self, block: Block, inputs: np.ndarray, wanted: np.ndarray) -> float:
         """Squared error of a block's outputs over what the inputs were changed by.
@@ -125,7 +143,7 @@ class BlockRunner:
             What goes in; what the original block makes of it.
         """
         off = change = 0.0
-        for x, y in zip(inputs, wanted, strict=True):
+        for x, y in zip(self.parts(inputs), self.parts(wanted), strict=True):
             off += float(np.square(self.run(block, x.copy()) - y, dtype=np.float64).sum())
             change += float(np.square(y - x, dtype=np.float64).sum())
         return off / change if change else off
@@ -153,15 +171,14 @@ def watch(
     outputs : float32 (held, context, hidden_size)
         What the block makes of the windows kept apart.
     """
+    block = _for_many(block)
     linears = _watched(block, whole=whole)
     watched = _with(block, linears)
-    first_held = len(inputs) - held
-    outputs = np.empty((held, *inputs.shape[1:]), np.float32)
-    for number, x in enumerate(inputs):
-        counted = number < first_held or first_held == 0
-        y = runner.run(watched if counted else block, x.copy())
-        if number >= first_held:
-            outputs[number - first_held] = y
+    outputs = inputs[len(inputs) - held :].copy()
+    for x in runner.parts(inputs if held == len(inputs) else inputs[: len(inputs) - held]):
+        runner.run(watched, x.copy())
+    for x in runner.parts(outputs):
+        runner.run(block, x)
     return _statistics(linears), outputs
 
 
@@ -209,13 +226,13 @@ def branch_shares(
         Energies by projection.
     shares : BranchShares
     """
-    linears = _watched(block, whole=False)
-    watched = _with(block, linears)
+    linears = _watched(_for_many(block), whole=False)
+    watched = _with(_for_many(block), linears)
     sums = np.zeros(4)
-    for x in states:
+    for x in runner.parts(states):
         before = x.copy()
         runner.run(watched, x)
-        attention, mlp = (linears[name].outputs.pop() for name in ("o", "down"))
+        attention, mlp = (linears[name].outputs.pop().reshape(x.shape) for name in ("o", "down"))
         sums += [float(np.square(y, dtype=np.float64).sum()) for y in (attention, before + attention, mlp, x)]
     shares = BranchShares(sums[0] / (sums[1] or 1.0), sums[2] / (sums[3] or 1.0))
     return _statistics(linears), shares

@@ -179,7 +179,7 @@ class _CalibratedRun:
             )  # fmt: skip
         self._write(tensors, chosen)
         final = packed_block(block, chosen)
-        for x in states:
+        for x in runner.parts(states):
             runner.run(final, x)
         self._hidden.save(layer + 1)
         return result

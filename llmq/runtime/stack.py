@@ -110,7 +110,7 @@ class Stack:
         """Make a stack of the one block that stands at `layer` in the model of `config`."""
         return cls(replace(config, n_layers=1, sliding_window=(config.sliding_window[layer],)), (block,))
 
-    def run(self, x: np.ndarray, cache: KVCache, length: int) -> np.ndarray:
+    def run(self, x: np.ndarray, cache: KVCache, length: int, *, windows: int = 1) -> np.ndarray:
         """Run hidden states through all blocks; their keys and values join the cache.
 
         Parameters
@@ -121,6 +121,9 @@ class Stack:
             What came before. Counting the tokens as seen (`KVCache.extend`) is left to the caller.
         length : int
             Tokens of the whole text that these are a part of, for positions that depend on it.
+        windows : int
+            Texts of equal length that stand one behind the other in `x`, and do not see each other. With several, the
+            stack has one block and the cache is empty; it holds nothing of use afterwards.
 
         Returns
         -------
@@ -136,7 +139,8 @@ class Stack:
         """
         if not jit_enabled():
             raise UnsupportedError("models run in compiled kernels only", hint="unset NUMBA_DISABLE_JIT")
-        count, eps = x.shape[0], self.config.rms_norm_eps
+        count, eps = x.shape[0] // windows, self.config.rms_norm_eps
+        assert windows == 1 or (len(self.blocks) == 1 and cache.length == 0)
         cache.reserve(cache.length + count)
         turn = self._rotary.rows(cache.length, count, length)
         room = cache.scratch.room("normed", x.shape)
@@ -159,17 +163,14 @@ class Stack:
         named = zip(("queries", "keys", "values"), (weights.q, weights.k, weights.v), strict=True)
         heads = [room(name, (count, linear.shape[0])) for name, linear in named]
         weights.qkv(x, heads)
-        queries, keys, values = (array.reshape(count, -1, head_dim) for array in heads)
-        store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
-        mixed = attention(
-            queries,
-            kept,
-            start=cache.length,
-            window=weights.window,
-            out=room("mixed", queries.shape),
-            scratch=cache.scratch,
-        )
-        return weights.o(mixed.reshape(count, -1), out=room("delta", x.shape))
+        mixed = room("mixed", heads[0].shape)
+        tokens = turn[0].shape[0]
+        for start in range(0, count, tokens):
+            parts = (array[start : start + tokens].reshape(tokens, -1, head_dim) for array in (*heads, mixed))
+            queries, keys, values, out = parts
+            store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
+            attention(queries, kept, start=cache.length, window=weights.window, out=out, scratch=cache.scratch)
+        return weights.o(mixed, out=room("delta", x.shape))
 
     def _gate(self, x: np.ndarray, weights: Mlp, cache: KVCache) -> np.ndarray:
         room, shape = cache.scratch.room, (x.shape[0], weights.gate.shape[0])

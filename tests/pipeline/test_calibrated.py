@@ -91,8 +91,7 @@ def test_shares_are_those_of_the_branches(pico, text):
     x = np.stack([model.decoder.embedding.rows(t) for t in calibration.tokens])
     block, runner = model.decoder.blocks[0], BlockRunner(config, 0, x.shape[1])
     mute = replace(block, mlp=replace(block.mlp, down=DenseLinear(np.zeros(block.mlp.down.shape, np.float32))))
-    middle = np.stack([runner.run(mute, window.copy()) for window in x])
-    after = np.stack([runner.run(block, window.copy()) for window in x])
+    middle, after = runner.run(mute, x.copy()), runner.run(block, x.copy())
     attention, mlp = ((b - a).astype(np.float64) for a, b in ((x, middle), (middle, after)))
     expected = (attention**2).sum() / (middle.astype(np.float64) ** 2).sum()
     name = "model.layers.0.{}.weight"

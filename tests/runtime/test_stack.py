@@ -28,3 +28,12 @@ def test_a_stack_works_in_the_array_it_is_given(tmp_path, write_pico):
     before = x.copy()
     assert stack.run(x, KVCache(stack.config, 4), 4) is x
     assert not np.array_equal(x, before)
+
+
+def test_windows_behind_each_other_do_not_see_each_other(tmp_path, write_pico):
+    model = llmq.load(write_pico(tmp_path), compute="float32")
+    stack = Stack.single(model.config, model.decoder.blocks[0], 0)
+    x = model.decoder.embedding.rows(np.arange(24))
+    each = [stack.run(part.copy(), KVCache(stack.config, 8), 8) for part in np.split(x, 3)]
+    together = stack.run(x.copy(), KVCache(stack.config, 8), 8, windows=3)
+    assert np.allclose(together, np.concatenate(each), atol=1e-6)
