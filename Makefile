@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo tour test test-slow check fix docs bench performance quality clean
+.PHONY: help browser demo tour test test-slow check fix docs bench performance quality reproduce clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench        compare with ONNX Runtime, torch and llama.cpp (compiles llama.cpp first)"
 	@echo "make performance  measure anew what docs/performance.md shows (an hour or two)"
 	@echo "make quality TEXT=... CALIBRATION=... SEEN=...  measure anew what docs/quality.md shows (40 minutes)"
+	@echo "make reproduce MODEL=org/name  measure a model on this machine: quality, speed, memory, into reproduce/"
 	@echo "make test-slow  run the tests that take minutes"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -75,6 +76,10 @@ performance: $(VENV)/.bench
 
 quality: $(VENV)/.bench
 	$(BIN)/python scripts/bench_quality.py --text $(TEXT) --calibration $(CALIBRATION) $(if $(SEEN),--seen $(SEEN))
+
+reproduce: $(VENV)/.run
+	@test -n "$(MODEL)" || { echo "make reproduce MODEL=org/name (or a folder) [TEXT=FILE] [FLAGS=...]"; exit 2; }
+	$(BIN)/python scripts/reproduce.py "$(MODEL)" $(if $(TEXT),--text $(TEXT)) $(FLAGS)
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -1,74 +1,15 @@
 """The real client of the Hub against one on the loopback, in a process of its own: it reads its settings on import."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
-from urllib.parse import unquote, urlsplit
 
 import pytest
+from hub_server import COMMIT, Hub, serve, settings
 
 from llmq.checkpoint.hub import download, parse_repo
 from llmq.errors import InputError, UsageError
-
-COMMIT = "c" * 40
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Serves `files` as org/name and `pickles` at `main` and COMMIT; org/gated asks for consent; org/broken fails."""
-
-    pickles: ClassVar[dict[str, bytes]] = {}
-    files: ClassVar[dict[str, bytes]] = {}
-    paths: ClassVar[list[str]] = []
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in ({"content_length": str(len(body))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = unquote(urlsplit(self.path).path)
-        self.paths.append(f"{self.command} {path}")
-        for repo, status, code in (
-            ("org/gated", 403, "GatedRepo"), ("org/absent", 404, "RepoNotFound"), ("org/broken", 500, "Oops"),
-        ):  # fmt: skip
-            if repo in path:
-                return self.answer(status, b"{}", X_Error_Code=code)
-        files = self.pickles if "org/pickles" in path else self.files
-        known = any(f"/{revision}" in path for revision in ("main", COMMIT, "resolve")) or path.endswith(
-            ("org/name", "org/pickles")
-        )
-        if not known:
-            return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-        if path.startswith(("/api/models/org/name/tree", "/api/models/org/pickles/tree")):
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in files.items()
-            ]
-            return self.answer(200, json.dumps(entries).encode(), content_type="application/json")
-        if path.startswith(("/api/models/org/name", "/api/models/org/pickles")):
-            siblings = [{"rfilename": name} for name in files]
-            body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
-            return self.answer(200, body, content_type="application/json")
-        name = path.split("/", 5)[-1]
-        if name not in files:
-            return self.answer(404, b"", X_Error_Code="EntryNotFound")
-        data = files[name]
-        etag = f'"{hashlib.sha1(data).hexdigest()}"'
-        return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
 
 
 @pytest.fixture
@@ -82,13 +23,8 @@ def hub(tmp_path, make_pico):
         "consolidated.safetensors": b"",
     }
     Hub.paths = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve() as endpoint:
+        yield endpoint
 
 
 ASK = """
@@ -108,16 +44,10 @@ for model in json.loads(sys.argv[1]):
 
 
 def ask(models, endpoint, home, **environment):
-    settings = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": ":".join(sys.path),
-    }
-    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
+    changed = settings(endpoint, home) | environment
     command = [sys.executable, "-c", ASK, json.dumps(models)]
     done = subprocess.run(
-        command, env=os.environ | settings, cwd=home, capture_output=True, text=True, timeout=100, check=False
+        command, env=os.environ | changed, cwd=home, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
