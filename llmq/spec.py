@@ -12,7 +12,17 @@ import numpy as np
 
 from llmq_kernels.layout import SCALE_KINDS, PackedMatrix
 
-__all__ = ["FLOAT_DTYPES", "Override", "QuantScheme", "QuantSpec", "QuantizedTensor", "Recipe", "Watch"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "Assigned",
+    "Goal",
+    "Override",
+    "QuantScheme",
+    "QuantSpec",
+    "QuantizedTensor",
+    "Recipe",
+    "Watch",
+]
 
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
 Strategy = Literal["tensor", "channel", "group", "token"]
@@ -232,10 +242,48 @@ class Override:
     group_size: int | None = None
     symmetric: bool | None = None
 
-    def apply(self, spec: QuantSpec) -> QuantSpec:
-        """`spec` with the fields that the override names."""
-        changes = {k: getattr(self, k) for k in ("bits", "group_size", "symmetric") if getattr(self, k) is not None}
-        return replace(spec, **changes)
+    def changes(self) -> dict[str, Any]:
+        """The fields of a `QuantSpec` that it names."""
+        found = {name: getattr(self, name) for name in ("bits", "group_size", "symmetric")}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a mixture of widths must keep to: one of the first three.
+
+    Parameters
+    ----------
+    size : int or None
+        Bytes of all weight files.
+    bits_per_weight : float or None
+        Of the weights whose widths are chosen and of the other quantized linears, scales included.
+    ram : int or None
+        Bytes of weights, key-value cache and process while the model runs.
+    context : int or None
+        Tokens of that cache.
+    kv_bits : int
+        Bits of an element of that cache.
+    group_sizes : tuple of int
+        To choose from.
+    """
+
+    size: int | None = None
+    bits_per_weight: float | None = None
+    ram: int | None = None
+    context: int | None = None
+    kv_bits: int = 16
+    group_sizes: tuple[int, ...] = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What becomes of the tensor of exactly this name; `bits` of None keeps it."""
+
+    name: str
+    bits: int | None
+    group_size: int = -1
+    symmetric: bool = True
 
 
 @dataclass(frozen=True)
@@ -248,23 +296,29 @@ class Recipe:
         For every linear that nothing else names; by group or channel, for checkpoints hold nothing else.
     method : str
         A key of `llmq.methods.METHODS`.
-    lm_head, embeddings : int or None
-        Bits of an untied head and of the embedding table; None keeps them as they are.
+    lm_head, embeddings : int, "auto" or None
+        Bits of an untied head and of the embedding table; None keeps them as they are, and "auto" lets `goal` choose.
     ignore : tuple of str
         Regular expressions (searched for in tensor names) of weights to keep.
     overrides : tuple of Override
         Later ones win.
     target : {"llmq", "transformers", "vllm", "onnx"}
         Who must be able to read the result (`--for`).
+    goal : Goal or None
+        What the widths must keep to where they are chosen tensor by tensor.
+    assigned : tuple of Assigned
+        What was chosen, or is replayed; nothing but reasons to keep a tensor comes before it.
     """
 
     spec: QuantSpec = field(default_factory=QuantSpec)
     method: str = "mse"
-    lm_head: int | None = 8
-    embeddings: int | None = None
+    lm_head: int | Literal["auto"] | None = 8
+    embeddings: int | Literal["auto"] | None = None
     ignore: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     target: Literal["llmq", "transformers", "vllm", "onnx"] = "llmq"
+    goal: Goal | None = None
+    assigned: tuple[Assigned, ...] = ()
 
     def __post_init__(self) -> None:
         if self.spec.strategy not in ("group", "channel") or self.spec.dynamic:

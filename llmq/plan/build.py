@@ -15,14 +15,16 @@ from llmq.checkpoint.layout import OutputTensor, lay_out
 from llmq.errors import UnsupportedError, UsageError
 from llmq.formats.compressed_tensors import SUFFIXES, already_quantized, entries, quantization_config
 from llmq.plan.budget import PROCESS_BYTES, Need, block_budget
+from llmq.plan.choose import chooser
 from llmq.plan.plan import Plan, TensorPlan
 from llmq.plan.targets import TARGETS, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from llmq.checkpoint.header import TensorInfo
     from llmq.checkpoint.source import Source
+    from llmq.plan.choose import Choose
     from llmq.spec import QuantSpec, Recipe, ScaleDtype
 
 __all__ = ["build_plan"]
@@ -72,7 +74,7 @@ def build_plan(
     tensor_roles, warnings = _assign_roles(source)
     if _tied(source):
         tensor_roles |= {n: TensorRole(Role.OTHER, "tied to the embedding table") for n in _heads(source)}
-    choose = _chooser(recipe, keep)
+    choose = chooser(recipe, keep)
     planned = [_plan_tensor(info, tensor_roles[name], choose) for name, info in source.tensors.items()]
     budget = block_budget(max_memory, map(_need, planned))
     planned = [replace(t, rows_per_block=budget.rows_per_block(_need(t))) for t in planned]
@@ -141,53 +143,26 @@ def _is_head(name: str) -> bool:
     return f".{name}".endswith(".lm_head.weight")
 
 
-def _chooser(recipe: Recipe, keep: Collection[str]) -> Callable[[str, TensorRole], tuple[QuantSpec | None, str]]:
-    """Return a function from a tensor's name and role to its spec (unresolved), or None and the reason."""
-    ignore = [re.compile(pattern) for pattern in recipe.ignore]
-    overrides = [(re.compile(o.pattern), o) for o in recipe.overrides]
-    by_role = {Role.HEAD: recipe.lm_head, Role.EMBEDDING: recipe.embeddings}
-
-    def choose(name: str, role: TensorRole) -> tuple[QuantSpec | None, str]:
-        if role.role is Role.OTHER:
-            return None, role.reason
-        if name in keep:
-            return None, "holds NaN or infinity"
-        if any(pattern.search(name) for pattern in ignore):
-            return None, "--ignore"
-        matching = [o for pattern, o in overrides if pattern.search(name)]
-        bits = by_role.get(role.role, recipe.spec.bits)
-        if bits is None and not matching:
-            return None, "head" if role.role is Role.HEAD else "embedding table"
-        try:
-            spec = replace(recipe.spec, bits=bits or recipe.spec.bits)
-            for override in matching:
-                spec = override.apply(spec)
-        except ValueError as error:
-            raise UsageError(str(error), tensor=name, hint="change --set, --lm-head, --embeddings or --range") from None
-        return spec, ""
-
-    return choose
-
-
-def _plan_tensor(
-    info: TensorInfo,
-    role: TensorRole,
-    choose: Callable[[str, TensorRole], tuple[QuantSpec | None, str]],
-) -> TensorPlan:
+def _plan_tensor(info: TensorInfo, role: TensorRole, choose: Choose) -> TensorPlan:
     """Decide everything but the rows of a block."""
-    spec, reason = choose(info.name, role)
-    if spec is not None and info.dtype not in _SCALE_DTYPES:
-        spec, reason = None, f"dtype {info.dtype} is copied"
-    if spec is not None and (info.shape[1] == 0 or not spec.divides(info.shape[1])):
-        reason = f"group size {spec.group_size} does not divide rows of {info.shape[1]}"
-        spec = None
-    if spec is None:
+    options, reason = choose(info.name, role)
+    if options and info.dtype not in _SCALE_DTYPES:
+        options, reason = (), f"dtype {info.dtype} is copied"
+    fitting = tuple(spec for spec in options if info.shape[1] > 0 and spec.divides(info.shape[1]))
+    if not fitting:
         outputs: tuple[OutputTensor, ...] = (OutputTensor(info.name, info.dtype, info.shape),)
-        return TensorPlan(info, role.role, None, reason, outputs, 1)
+        return TensorPlan(info, role.role, None, reason or _why_none_divides(options, info), outputs, 1)
     rows, columns = info.shape
-    spec = spec.resolve(columns, _SCALE_DTYPES[info.dtype])
-    outputs = entries(info.name.removesuffix(".weight"), spec, (rows, columns))
-    return TensorPlan(info, role.role, spec, "", outputs, 1)
+    fitting = tuple(spec.resolve(columns, _SCALE_DTYPES[info.dtype]) for spec in fitting)
+    outputs = entries(info.name.removesuffix(".weight"), fitting[0], (rows, columns))
+    return TensorPlan(info, role.role, fitting[0], "", outputs, 1, fitting if len(fitting) > 1 else ())
+
+
+def _why_none_divides(options: Iterable[QuantSpec], info: TensorInfo) -> str:
+    sizes = sorted({spec.group_size for spec in options})
+    verb = "divides" if len(sizes) > 1 else "does not divide"
+    which = f"no group size of {', '.join(map(str, sizes))}" if len(sizes) > 1 else f"group size {sizes[0]}"
+    return f"{which} {verb} rows of {info.shape[1]}"
 
 
 def _need(tensor: TensorPlan) -> Need:

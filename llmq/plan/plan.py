@@ -34,6 +34,8 @@ class TensorPlan:
         What it becomes.
     rows_per_block : int
         Rows read, quantized and written at a time.
+    options : tuple of QuantSpec
+        What a goal may choose from (resolved), the smallest first; empty where nothing is left to choose.
     """
 
     info: TensorInfo
@@ -42,6 +44,7 @@ class TensorPlan:
     reason: str
     outputs: tuple[OutputTensor, ...]
     rows_per_block: int
+    options: tuple[QuantSpec, ...] = ()
 
     @property
     def name(self) -> str:
@@ -106,6 +109,11 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of all tensors of the output."""
         return sum(t.output_bytes for t in self.tensors)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all weight files, headers included."""
+        return sum(shard.size for shard in self.shards)
 
     @property
     def parameters(self) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from llmq.errors import UsageError
+from llmq.plan.choose import AUTO
 from llmq.plan.targets import TARGETS, Target
-from llmq.spec import Override, QuantSpec, Recipe
+from llmq.spec import Goal, Override, QuantSpec, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ _FLAGS: Final = {"true": 1, "false": 0, "yes": 1, "no": 0}
 
 def make_recipe(
     *,
-    bits: int = 4,
+    bits: int | None = None,
     group_size: int | None = None,
     symmetric: bool = True,
     range: str = "full",  # noqa: A002  (the flag's name)
@@ -30,8 +31,9 @@ def make_recipe(
     ignore: Sequence[str] = (),
     overrides: Sequence[str | Override] = (),
     target: str = "llmq",
+    goal: Goal | None = None,
 ) -> Recipe:
-    """Check the flags and fill in what `target` suggests where the user said nothing.
+    """Check the flags and fill in what `target`, and `goal` from `make_goal`, suggest where the user said nothing.
 
     Raises
     ------
@@ -41,9 +43,11 @@ def make_recipe(
     if target not in TARGETS:
         raise UsageError("unknown reader for --for", expected="/".join(TARGETS), found=target)
     defaults = TARGETS[target]
+    if goal is not None and bits is not None:
+        raise UsageError("--bits fixes what a target size or width is to choose", hint="leave --bits out")
     try:
         spec = QuantSpec(
-            bits=bits,
+            bits=4 if bits is None else bits,
             group_size=defaults.group_size if group_size is None else group_size,
             symmetric=symmetric,
             range=range,  # type: ignore[arg-type]  # checked there
@@ -57,11 +61,12 @@ def make_recipe(
     return Recipe(
         spec=spec,
         method=method,
-        lm_head=_default_head(spec, defaults) if lm_head is None else _kept_or_bits("--lm-head", lm_head),
-        embeddings=_kept_or_bits("--embeddings", embeddings),
+        lm_head=_default_head(spec, defaults) if lm_head is None else _kept_or_bits("--lm-head", lm_head, goal),
+        embeddings=_kept_or_bits("--embeddings", embeddings, goal),
         ignore=tuple(ignore),
         overrides=parsed,
         target=target,  # type: ignore[arg-type]  # checked above
+        goal=goal,
     )
 
 
@@ -95,12 +100,16 @@ def _whole(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-?\d{1,9}", text) else None
 
 
-def _kept_or_bits(flag: str, value: int | str) -> int | None:
+def _kept_or_bits(flag: str, value: int | str, goal: Goal | None) -> int | Literal["auto"] | None:
     if value == "keep":
         return None
+    if value == AUTO:
+        if goal is None:
+            raise UsageError(f"{flag} auto needs something to keep to", hint="--target-size, --target-bpw or --ram")
+        return "auto"
     bits = _whole(str(value))
     if bits is None or not 1 <= bits <= 8:
-        raise UsageError(f"{flag} not understood", expected="keep, or bits from 1 to 8", found=value)
+        raise UsageError(f"{flag} not understood", expected="keep, auto, or bits from 1 to 8", found=value)
     return bits
 
 

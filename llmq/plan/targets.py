@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmq.plan.plan import TensorPlan
     from llmq.spec import QuantSpec
 
-__all__ = ["TARGETS", "Target", "check_target"]
+__all__ = ["TARGETS", "Target", "check_target", "fused_group"]
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,9 @@ def _check_tensor(name: str, target: Target, tensor: TensorPlan, spec: QuantSpec
 def _check_fused(name: str, tensors: tuple[TensorPlan, ...]) -> None:
     schemes: dict[str, dict[str, QuantSpec | None]] = defaultdict(dict)
     for tensor in tensors:
-        for parts in _FUSED:
-            found = re.search(rf"\.({'|'.join(parts)})\.weight$", tensor.name)
-            if found:
-                module = tensor.name[: found.start()] + "." + "/".join(parts)
-                schemes[module][tensor.name] = tensor.spec
+        module = fused_group(tensor.name)
+        if module is not None:
+            schemes[module][tensor.name] = tensor.spec
     for module, by_name in schemes.items():
         if len(set(by_name.values())) > 1:
             odd = ", ".join(f"{n.rsplit('.', 2)[-2]} {_words(s)}" for n, s in by_name.items())
@@ -121,6 +119,19 @@ def _check_fused(name: str, tensors: tuple[TensorPlan, ...]) -> None:
                 found=odd,
                 hint="give them the same --set, or --ignore all of them",
             )
+
+
+def fused_group(name: str) -> str | None:
+    """Name what a tensor is fused into, or None.
+
+    >>> fused_group("model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.gate_proj/up_proj'
+    """
+    for parts in _FUSED:
+        found = re.search(rf"\.({'|'.join(parts)})\.weight$", name)
+        if found:
+            return name[: found.start()] + "." + "/".join(parts)
+    return None
 
 
 def _words(spec: QuantSpec | None) -> str:
