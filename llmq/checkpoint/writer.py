@@ -162,7 +162,7 @@ class CheckpointWriter:
             if growing.is_complete:
                 self._seal(shard, journal)
 
-    def commit(self, config: dict[str, Any] | None, copies: Mapping[str, Path]) -> None:
+    def commit(self, config: dict[str, Any] | None, copies: Mapping[str, Path | bytes]) -> None:
         """Publish: shards, index, ``config.json``, copied files, and the manifest last; then remove the scratch.
 
         Parameters
@@ -170,7 +170,7 @@ class CheckpointWriter:
         config : dict or None
             Content of ``config.json``.
         copies : mapping
-            File to copy, by the name it gets.
+            File to copy, or content, by the name it gets.
 
         Raises
         ------

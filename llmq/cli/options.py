@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from llmq.cli.sizes import SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "budget_options",
     "compute_option",
     "json_option",
     "kv_bits_option",
@@ -37,6 +40,31 @@ def threads_option(command: _Command) -> _Command:
     """`--threads`, None by default; for `prepare_kernels`."""
     threads = click.IntRange(min=1)
     return click.option("--threads", type=threads, metavar="N", help="Threads of the kernels.  [default: all]")(command)
+
+
+def budget_options(command: _Command) -> _Command:
+    """What a mixture of widths is to keep to; None each by default."""
+    options = (
+        click.option("--target-size", type=SIZE, help="Choose widths so that all weight files fit into this."),
+        click.option("--target-bpw", type=float, metavar="X", help="Choose widths for X bits a weight of the linears."),
+        click.option("--ram", type=SIZE, help="Choose widths so that the model runs in this, with --context."),
+        click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens that --ram leaves room for."),
+        click.option(
+            "--kv-bits",
+            type=click.Choice(["32", "16", "8"]),
+            callback=lambda _context, _option, value: None if value is None else int(value),
+            help="Bits of the cache that --ram leaves room for.  [default: 16]",
+        ),
+        click.option(
+            "--importance",
+            type=click.Choice(["measured", "priors"]),
+            help="How much errors of a weight matter: measured on a text (--calibrate), or fixed.  [default: measured "
+            "where the model can be run]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def compute_option(default: str) -> Callable[[_Command], _Command]:

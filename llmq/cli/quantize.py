@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import json_option, model_argument, report_option, threads_option
+from llmq.cli.options import budget_options, json_option, model_argument, report_option, threads_option
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import SIZE, format_size
 from llmq.errors import StoppedError, UsageError
+from llmq.plan.goals import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_KEEP_OR_BITS = click.Choice(["keep", *map(str, range(8, 0, -1))])
+_KEEP_OR_BITS = click.Choice(["keep", "auto", *map(str, range(8, 0, -1))])
 
 
 class _GroupSize(click.ParamType[int]):
@@ -50,7 +51,7 @@ class _GroupSize(click.ParamType[int]):
 @click.command(short_help="Shrink a checkpoint.")
 @model_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Folder to write.")
-@click.option("--bits", type=click.IntRange(1, 8), default=4, show_default=True, help="Bits of a code.")
+@click.option("--bits", type=click.IntRange(1, 8), help="Bits of a code.  [default: 4]")
 @click.option(
     "--group-size",
     type=_GroupSize(),
@@ -86,7 +87,13 @@ class _GroupSize(click.ParamType[int]):
 @click.option(
     "--lm-head", type=_KEEP_OR_BITS, help="Bits of an untied head.  [default: 8; keep for vllm, and if asymmetric]"
 )
-@click.option("--embeddings", type=_KEEP_OR_BITS, default="keep", show_default=True, help="Bits of the table.")
+@click.option(
+    "--embeddings",
+    type=_KEEP_OR_BITS,
+    default="keep",
+    show_default=True,
+    help="Bits of the table; auto, as for --lm-head, lets --target-size, --target-bpw or --ram choose.",
+)
 @click.option("--ignore", multiple=True, metavar="REGEX", help="Keep the weights whose names it finds; repeatable.")
 @click.option(
     "--set",
@@ -102,6 +109,13 @@ class _GroupSize(click.ParamType[int]):
     default="llmq",
     show_default=True,
     help="Who must be able to read the result; what it could not is refused.",
+)
+@budget_options
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="recipe.json of an earlier output, or its folder: every tensor gets what it got there.",
 )
 @click.option("--max-memory", type=SIZE, help="Bound on the process's anonymous memory, such as 2GiB.")
 @click.option("--max-shard-size", type=SIZE, default="5GB", show_default=True, help="Bytes of a file.")
@@ -126,8 +140,9 @@ def command(as_json: bool, no_resume: bool, report_file: Path | None, **flags: A
     format, which transformers reads too. An interrupted run is continued by the same command.
     """
     if report_file and flags["dry_run"]:
-        raise UsageError("--report tells what a run measured, and --dry-run measures nothing")
-    if not flags["dry_run"]:
+        raise UsageError("--report tells what a run measured, and --dry-run writes nothing")
+    measures_errors = any(flags[name] is not None for name in ("target_size", "target_bpw", "ram"))
+    if measures_errors or not flags["dry_run"]:
         prepare_kernels(flags["threads"])
     from llmq.pipeline import quantize
 
@@ -197,10 +212,26 @@ def _print_plan(report: QuantizeReport) -> None:
     ]
     print_table(("tensor", "count>", "dtype", "shape", "becomes", "bytes>"), rows)
     click.echo()
+    if plan.recipe.goal is not None:
+        _print_mixture(report)
     click.echo(f"{_sizes(report)}, {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}")
     click.echo(f"peak memory about {format_size(plan.predicted_peak_bytes)} (anonymous)")
     _print_skipped(report)
     click.echo("nothing was written (--dry-run)")
+
+
+def _print_mixture(report: QuantizeReport) -> None:
+    """Weights by width, and what was reached of what was asked."""
+    plan, found = report.plan, report.goal()
+    assert found is not None
+    chosen = counted(plan)
+    whole = sum(t.parameters for t in chosen)
+    for bits in sorted({t.spec.bits for t in chosen if t.spec}):
+        share = sum(t.parameters for t in chosen if t.spec and t.spec.bits == bits) / whole
+        click.echo(f"{bits} bits {100 * share:5.1f} % of the weights {'#' * round(40 * share)}")
+    click.echo(
+        f"{found['reached']['bits_per_weight']:.4f} bits per weight of these, {plan.file_bytes} bytes in all files"
+    )
 
 
 def _treatment(tensor: TensorPlan) -> str:
@@ -224,6 +255,8 @@ def _print_summary(report: QuantizeReport) -> None:
     for reason, count in sorted(kept.items()):
         click.echo(f"  {count} kept: {reason}")
     click.echo(f"  {plan.bits_per_weight_quantized:.3f} bits per quantized weight, scales included")
+    if plan.recipe.goal is not None:
+        _print_mixture(report)
     rate = format_size(plan.source_bytes / max(report.seconds, 1e-9))
     click.echo(f"  {report.seconds:.1f} s ({rate}/s)")
     anonymous, total = format_size(report.peak_anon_bytes), format_size(report.peak_rss_bytes)

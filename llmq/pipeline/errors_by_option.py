@@ -56,7 +56,7 @@ def measure_errors(
 ) -> dict[str, list[float]]:
     """Relative errors of tensors at each of their options.
 
-    With `dW` the error of a weight `W` and `a` the energies of its inputs (1 without): ``sum a dW**2 / sum a W**2`` over
+    With `dW` the error of a weight `W` and `a` the energies of its inputs, or 1: ``sum a dW**2 / sum a W**2`` over
     `sampled_rows`. The result does not depend on threads, nor on the memory there is.
 
     Parameters
@@ -95,21 +95,21 @@ def measure_errors(
     return found
 
 
-def _errors(
-    tensor: TensorPlan, source: Source, method: str, energy: np.ndarray | None, room: int
-) -> list[float]:
+def _errors(tensor: TensorPlan, source: Source, method: str, energy: np.ndarray | None, room: int) -> list[float]:
     stands_in = _stand_in(method, energy)
     weights = np.ones(tensor.info.shape[1]) if energy is None else energy.astype(np.float64)
     statistics = None if energy is None else InputStatistics(energy, 1)
-    lost, whole = np.zeros(len(tensor.options)), 0.0
+    lost: list[list[float]] = [[] for _ in tensor.options]
+    whole: list[float] = []
     for rows in _pieces(tensor.info, source, room):
         refuse_nonfinite(tensor, *count_nonfinite(rows))
         wide = rows.astype(np.float32)
         whole += _weighted(wide, weights)
-        for number, spec in enumerate(tensor.options):
+        for sums, spec in zip(lost, tensor.options, strict=True):
             q = METHODS[stands_in].quantize(rows, spec, statistics)
-            lost[number] += _weighted(wide - q.dequantize(), weights)
-    return [float(x) for x in lost / whole] if whole else [0.0] * len(lost)
+            sums.extend(_weighted(wide - q.dequantize(), weights))
+    total = float(np.sum(whole))
+    return [float(np.sum(sums)) / total if total else 0.0 for sums in lost]
 
 
 def _stand_in(method: str, energy: np.ndarray | None) -> str:
@@ -118,9 +118,9 @@ def _stand_in(method: str, energy: np.ndarray | None) -> str:
     return method if method in _QUICK else "mse"
 
 
-def _weighted(errors: np.ndarray, weights: np.ndarray) -> float:
-    """Sum of ``weights * errors**2``, row by row, so that the pieces that rows come in do not change it much."""
-    return float(sum(float(np.square(row, dtype=np.float64) @ weights) for row in errors))
+def _weighted(errors: np.ndarray, weights: np.ndarray) -> list[float]:
+    """Sum of ``weights * errors**2`` of each row: the pieces that rows come in change nothing."""
+    return [float(np.sum(np.square(row, dtype=np.float64) * weights)) for row in errors]
 
 
 def _pieces(info: TensorInfo, source: Source, room: int) -> Iterator[np.ndarray]:

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import llmq
-from llmq.architectures import decoder_config
-from llmq.checkpoint.journal import Scratch
-from llmq.checkpoint.manifest import MANIFEST, read_manifest
-from llmq.checkpoint.output_folder import clear_leftovers, refuse_same_folder
+from llmq.checkpoint import json_strict
+from llmq.checkpoint.output_folder import clear_leftovers
 from llmq.checkpoint.source import open_source, select_copies
 from llmq.checkpoint.writer import CheckpointWriter
-from llmq.errors import ResourceError, UsageError
+from llmq.errors import UsageError
+from llmq.pipeline.outputs import already_complete, check_disk, check_folders, earlier_choice, identity_of
 from llmq.pipeline.report import QuantizeReport
+from llmq.pipeline.texts import choose_texts
 from llmq.plan import build_plan
-from llmq.plan.calibrated import CALIBRATION_TOKENS, with_calibration
+from llmq.plan.calibrated import with_calibration
+from llmq.plan.goals import make_goal
+from llmq.plan.recipe_files import RECIPE_FILE, check_replay, read_recipe, recipe_json, refuse_beside_recipe
 from llmq.plan.recipes import make_recipe
-from llmq.system.files import free_bytes
+from llmq.spec import Assigned
 from llmq.system.memory import PeakMemory
 from llmq.system.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from llmq.checkpoint.source import FolderSource, Source
     from llmq.pipeline.calibration import Calibration
     from llmq.pipeline.run_calibrated import BlockResult
+    from llmq.pipeline.texts import Texts
     from llmq.plan import Plan
-    from llmq.spec import Override, Watch
+    from llmq.spec import Override, Recipe, Watch
 
 __all__ = ["quantize"]
 
@@ -58,7 +60,7 @@ def quantize(
     model: str | Path,
     output: str | Path,
     *,
-    bits: int = 4,
+    bits: int | None = None,
     group_size: int | None = None,
     symmetric: bool = True,
     range: str = "full",  # noqa: A002  (the flag's name)
@@ -70,6 +72,13 @@ def quantize(
     ignore: Sequence[str] = (),
     overrides: Sequence[str | Override] = (),
     target: str = "llmq",
+    target_size: int | None = None,
+    target_bpw: float | None = None,
+    ram: int | None = None,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    importance: str | None = None,
+    recipe: str | Path | None = None,
     max_memory: int | None = None,
     max_shard_size: int = 5_000_000_000,
     threads: int | None = None,
@@ -90,7 +99,7 @@ def quantize(
     output : str or Path
         Folder to write. Running a finished one again does nothing; an interrupted one is continued.
     bits, group_size, symmetric, range : int, int, bool, {"full", "narrow"}
-        See `QuantSpec`; `group_size` defaults to 64, or to what `target` needs; -1 is the whole row.
+        See `QuantSpec`; 4 bits by default, and groups of 64 or what `target` needs; -1 is the whole row.
     method : str, optional
         A key of `llmq.methods.METHODS`: "mse" by default, and "gptq" where `calibrate` is given.
     calibrate : str or Path, optional
@@ -98,13 +107,25 @@ def quantize(
     calibrate_tokens : int, optional
         Tokens of it to use, 8192 by default.
     lm_head, embeddings : int or "keep"
-        Bits of an untied head (8 by default) and of the embedding table (kept by default).
+        Bits of an untied head (8 by default) and of the embedding table (kept by default); "auto" lets the target
+        size or width choose.
     ignore : sequence of str
         Regular expressions; weights whose names they find are kept.
     overrides : sequence of str or Override
         `REGEX=bits:8,group:32` each (`--set`); later ones win.
     target : {"llmq", "transformers", "vllm", "onnx"}
         Who must be able to read the result (`--for`).
+    target_size, target_bpw : int, float, optional
+        Choose widths of 2 to 8 bits and group sizes tensor by tensor, so that all weight files together take at most
+        so many bytes; or that the quantized linears, scales included, take so many bits per weight.
+    ram, context, kv_bits : int, optional
+        The same for bytes that weights, a cache of `context` tokens at `kv_bits` (16 by default) and the process take
+        together while the model runs.
+    importance : {"measured", "priors"}, optional
+        What tells how much a tensor's error matters to a target: a text taken through the model (`calibrate`, or a
+        bundled one), or fixed numbers. By default the text, if the model can be run.
+    recipe : str or Path, optional
+        `recipe.json` of an earlier output, or its folder: every tensor gets what it got there.
     max_memory : int, optional
         Bound on the anonymous memory of the process, in bytes.
     max_shard_size : int
@@ -135,21 +156,41 @@ def quantize(
     LlmqError
         One of its subclasses; nothing half-written is ever published.
     """
-    method = method or ("mse" if calibrate is None else "gptq")
-    recipe = make_recipe(
-        bits=bits,
+    goal = make_goal(
+        target_size=target_size,
+        target_bpw=target_bpw,
+        ram=ram,
+        context=context,
+        kv_bits=kv_bits,
         group_size=group_size,
-        symmetric=symmetric,
-        range=range,
-        method=method,
-        lm_head=lm_head,
-        embeddings=embeddings,
-        ignore=ignore,
-        overrides=overrides,
         target=target,
     )
-    _check_choices(method, nonfinite, max_shard_size)
-    text = _text(method, calibrate, calibrate_tokens)
+    if recipe is not None:
+        refuse_beside_recipe(
+            {
+                "--bits": bits, "--group-size": group_size, "--asymmetric": not symmetric, "--range": range != "full",
+                "--lm-head": lm_head, "--embeddings": embeddings != "keep", "--ignore": ignore, "--set": overrides,
+                "--for": target != "llmq", "--target-size, --target-bpw or --ram": goal,
+            }
+        )  # fmt: skip
+        wanted = read_recipe(Path(recipe))
+        wanted = replace(wanted, method=method) if method else wanted
+    else:
+        wanted = make_recipe(
+            bits=bits,
+            group_size=group_size,
+            symmetric=symmetric,
+            range=range,
+            method=method or ("mse" if calibrate is None else "gptq"),
+            lm_head=lm_head,
+            embeddings=embeddings,
+            ignore=ignore,
+            overrides=overrides,
+            target=target,
+            goal=goal,
+        )
+    _check_choices(wanted.method, nonfinite, max_shard_size)
+    texts = choose_texts(wanted, calibrate, calibrate_tokens, importance)
     run = _Run(
         Path(output),
         max_shard_size,
@@ -162,18 +203,62 @@ def quantize(
         watch,
     )
     with open_source(model, revision=revision) as source:
-        _check_folders(source, run.output)
-        plan = build_plan(source, recipe, max_shard_size=max_shard_size, max_memory=max_memory)
-        if text is not None:
-            plan = with_calibration(plan, source.config, text.tokens, max_memory)
-        for warning in plan.warnings:
-            _log.warning(warning)
-        for hint in plan.hints:
-            _log.info("hint: %s", hint)
-        if dry_run:
-            return _report(run, plan, source, "dry run")
-        calibration = text.read(source) if text else None
-        return _quantize(run, plan, source, calibration)
+        check_folders(source, run.output)
+        return _planned(run, wanted, source, texts, dry_run=dry_run)
+
+
+def _planned(run: _Run, recipe: Recipe, source: FolderSource, texts: Texts, *, dry_run: bool) -> QuantizeReport:
+    plan = _build(run, recipe, source)
+    if recipe.assigned:
+        check_replay(plan, source.label)
+    if texts.method is not None:
+        plan = with_calibration(plan, source.config, texts.method.tokens, run.max_memory)
+    calibration = texts.method.read(source) if texts.method and not dry_run else None
+    importance, plan = texts.for_shares(source, plan, run.max_memory)
+    identify = partial(
+        identity_of,
+        source=source,
+        choices={"max_shard_size": run.max_shard_size, "nonfinite": run.nonfinite},
+        calibration=calibration,
+        importance=importance,
+    )
+    if recipe.goal is not None:
+        plan = _mixed(run, plan, source, importance, identify(recipe))
+    for warning in plan.warnings:
+        _log.warning(warning)
+    for hint in plan.hints:
+        _log.info("hint: %s", hint)
+    if dry_run:
+        return _report(run, plan, source, "dry run")
+    return _quantize(run, plan, source, calibration, identify(plan.recipe))
+
+
+def _mixed(run: _Run, plan: Plan, source: Source, importance: Calibration | None, identity: dict[str, Any]) -> Plan:
+    """Choose widths as an earlier run did, or by measuring."""
+    peak, free = plan.predicted_peak_bytes, plan
+    assigned = earlier_choice(run.output, identity, overwrite=run.overwrite, resume=run.resume)
+    if assigned:
+        plan = _build(run, replace(plan.recipe, assigned=assigned), source)
+    else:
+        from llmq.pipeline.mixed import mixed_plan
+
+        _set_threads(run.threads)
+        keep = _nonfinite(run, plan, source) if run.nonfinite == "keep" else frozenset()
+        kept = tuple(Assigned(name, None) for name in sorted(keep))
+        plan = _build(run, plan.recipe, source, keep)
+        plan = mixed_plan(
+            plan,
+            source,
+            run.progress,
+            importance=importance,
+            max_memory=run.max_memory,
+            build=lambda choice: _build(run, replace(free.recipe, assigned=choice + kept), source),
+        )
+    return replace(plan, predicted_peak_bytes=max(peak, plan.predicted_peak_bytes))
+
+
+def _build(run: _Run, recipe: Recipe, source: Source, keep: Collection[str] = ()) -> Plan:
+    return build_plan(source, recipe, max_shard_size=run.max_shard_size, max_memory=run.max_memory, keep=keep)
 
 
 def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
@@ -186,45 +271,18 @@ def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
             raise UsageError(f"unknown {flag}", expected="/".join(choices), found=value)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """What to calibrate on."""
-
-    path: Path | None
-    tokens: int
-
-    def read(self, source: FolderSource) -> Calibration:
-        """Read it, as tokens of the model."""
-        from llmq.pipeline.calibration import read_calibration
-
-        return read_calibration(source.folder, decoder_config(source.config), self.path, self.tokens)
-
-
-def _text(method: str, calibrate: str | Path | None, tokens: int | None) -> _Text | None:
-    """What a method is calibrated on, if it is."""
-    from llmq.methods import METHODS
-
-    if METHODS[method].needs == "nothing":
-        if calibrate is None and tokens is None:
-            return None
-        calibrated = "/".join(name for name, found in METHODS.items() if found.needs != "nothing")
-        raise UsageError(f"--calibrate: {method} needs no data", hint=f"--method {calibrated}")
-    if tokens is not None and tokens < 1:
-        raise UsageError("--calibrate-tokens must be positive", found=tokens)
-    return _Text(None if calibrate is None else Path(calibrate), tokens or CALIBRATION_TOKENS)
-
-
-def _quantize(run: _Run, plan: Plan, source: Source, calibration: Calibration | None) -> QuantizeReport:
-    identity = _identity(run, plan, source, calibration)
-    if not run.overwrite and _already_complete(run.output, identity):
+def _quantize(
+    run: _Run, plan: Plan, source: Source, calibration: Calibration | None, identity: dict[str, Any]
+) -> QuantizeReport:
+    if not run.overwrite and already_complete(run.output, identity):
         clear_leftovers(run.output)
         return _report(run, plan, source, "already complete")
-    _check_disk(run, plan)
+    check_disk(run.output, plan)
     _set_threads(run.threads)
     began = time.perf_counter()
     with PeakMemory() as memory:
-        if run.nonfinite == "keep":
-            plan = _without_nonfinite(run, plan, source)
+        if run.nonfinite == "keep" and plan.recipe.goal is None:
+            plan = _build(run, plan.recipe, source, _nonfinite(run, plan, source))
         blocks = _write(run, plan, source, identity, calibration)
     return replace(
         _report(run, plan, source, "quantized"),
@@ -261,11 +319,11 @@ def _write(
         except NonfiniteError:
             writer.discard()
             raise
-        writer.commit(plan.config, copies)
+        writer.commit(plan.config, copies | {RECIPE_FILE: json_strict.dumps(recipe_json(plan))})
     return blocks
 
 
-def _without_nonfinite(run: _Run, plan: Plan, source: Source) -> Plan:
+def _nonfinite(run: _Run, plan: Plan, source: Source) -> frozenset[str]:
     from llmq.pipeline.run import nonfinite_tensors
 
     run.progress.start("looking for NaN and infinity", sum(t.info.nbytes for t in plan.quantized))
@@ -273,49 +331,7 @@ def _without_nonfinite(run: _Run, plan: Plan, source: Source) -> Plan:
     run.progress.finish()
     for name in sorted(keep):
         _log.warning("%s holds NaN or infinity and is kept as it is", name)
-    return build_plan(source, plan.recipe, max_shard_size=run.max_shard_size, max_memory=run.max_memory, keep=keep)
-
-
-def _identity(run: _Run, plan: Plan, source: Source, calibration: Calibration | None) -> dict[str, Any]:
-    """What must be the same for an earlier run to be continued: source, settings, version."""
-    settings = asdict(plan.recipe) | {"max_shard_size": run.max_shard_size, "nonfinite": run.nonfinite}
-    if calibration is not None:
-        settings["calibration"] = calibration.identity()
-    identity = {"llmq_version": llmq.__version__, "settings": settings, "source": source.identity()}
-    return cast("dict[str, Any]", json.loads(json.dumps(identity)))
-
-
-def _check_folders(source: Source, output: Path) -> None:
-    single_file = Path(source.label).is_file()
-    if not single_file or (output.exists() and output.samefile(source.folder)):
-        refuse_same_folder(source.folder, output)
-    if output.exists() and not output.is_dir():
-        raise UsageError("output is not a folder", file=output)
-
-
-def _already_complete(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether the output is finished and was made of this source by these settings, by whatever version."""
-    manifest = read_manifest(output) if output.is_dir() else None
-    return manifest is not None and all(manifest.get(key) == identity[key] for key in ("settings", "source"))
-
-
-def _check_disk(run: _Run, plan: Plan) -> None:
-    nearest = next(p for p in (run.output.resolve(), *run.output.resolve().parents) if p.exists())
-    free = free_bytes(nearest) + _taken_bytes(run.output)
-    if plan.output_bytes > free:
-        raise ResourceError(
-            "not enough disk", file=run.output, expected=f"{plan.output_bytes} bytes", found=f"{free} bytes free"
-        )
-
-
-def _taken_bytes(output: Path) -> int:
-    """Bytes on the disk that an interrupted run has written already, or that are removed before this one writes."""
-    scratch = Scratch(output)
-    if not scratch.folder.is_dir():
-        return 0
-    # Without a manifest, shards in the output itself are those of a commit that was cut short.
-    published = () if (output / MANIFEST).exists() else output.glob("*.safetensors")
-    return sum(path.stat().st_size for path in (*scratch.shards.glob("*"), *published) if path.is_file())
+    return keep
 
 
 def _set_threads(threads: int | None) -> None:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from llmq.architectures import decoder_config
 from llmq.errors import UsageError
 from llmq.pipeline.errors_by_option import measure_errors
+from llmq.pipeline.shares import measure_shares
 from llmq.plan.goals import RUN_BYTES, assign
 from llmq.plan.priors import priors
 from llmq.runtime.cache import kv_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from llmq.checkpoint.source import Source
-    from llmq.pipeline.shares import Share
+    from llmq.pipeline.calibration import Calibration
     from llmq.plan import Plan
     from llmq.spec import Assigned, Goal
     from llmq.system.progress import Progress
@@ -63,7 +64,7 @@ def mixed_plan(
     source: Source,
     progress: Progress,
     *,
-    shares: Mapping[str, Share] | None,
+    importance: Calibration | None,
     max_memory: int | None,
     build: Callable[[tuple[Assigned, ...]], Plan],
 ) -> Plan:
@@ -77,8 +78,8 @@ def mixed_plan(
         With options.
     source : Source
     progress : Progress
-    shares : mapping or None
-        From `measure_shares`.
+    importance : Calibration or None
+        A text that tells how much each weight matters; None for priors.
     max_memory : int or None
         Bound on the anonymous memory of the process.
     build : callable
@@ -97,10 +98,9 @@ def mixed_plan(
     free = [t for t in plan.tensors if t.options]
     weights = priors(t.name for t in free)
     energies = {}
-    for name, share in (shares or {}).items():
+    shares = measure_shares(source, importance, progress) if importance is not None else {}
+    for name, share in shares.items():
         weights[name], energies[name] = share.share, share.energy
-    errors = measure_errors(
-        free, source, progress, method=plan.recipe.method, energies=energies, max_memory=max_memory
-    )
+    errors = measure_errors(free, source, progress, method=plan.recipe.method, energies=energies, max_memory=max_memory)
     costs = {name: [weights[name] * error for error in found] for name, found in errors.items()}
     return assign(plan, costs, available, build)

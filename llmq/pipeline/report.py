@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmq.plan.goals import counted
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -52,6 +54,15 @@ class QuantizeReport:
     blocks: tuple[BlockResult, ...] = ()
     memory: tuple[tuple[float, int], ...] = ()
 
+    def goal(self) -> dict[str, Any] | None:
+        """What was asked of a mixture of widths and what was reached; None where widths were given."""
+        asked = self.plan.recipe.goal
+        if asked is None:
+            return None
+        chosen = counted(self.plan)
+        bits = 8.0 * sum(t.output_bytes for t in chosen) / max(1, sum(t.parameters for t in chosen))
+        return asdict(asked) | {"reached": {"bits_per_weight": bits, "file_bytes": self.plan.file_bytes}}
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that `llmq quantize --json` prints, without its schema number."""
         plan = self.plan
@@ -69,6 +80,7 @@ class QuantizeReport:
             "predicted_peak_bytes": plan.predicted_peak_bytes,
             "warnings": list(plan.warnings),
             "skipped_files": list(self.skipped_files),
+            "goal": self.goal(),
             "calibration": _calibration(self.calibration),
             "blocks": [asdict(block) for block in self.blocks],
             "tensors": [_tensor(t) for t in plan.tensors],

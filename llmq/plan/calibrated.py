@@ -17,17 +17,31 @@ if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
     from llmq.plan.plan import Plan
 
-__all__ = ["CALIBRATION_TOKENS", "HIDDEN_BYTES", "WINDOW", "calibration_bytes", "with_calibration"]
+__all__ = [
+    "CALIBRATION_TOKENS",
+    "HIDDEN_BYTES",
+    "SHARE_TOKENS",
+    "WINDOW",
+    "calibration_bytes",
+    "forward_bytes",
+    "with_calibration",
+]
 
 CALIBRATION_TOKENS: Final = 8192
 """Tokens of the text by default: a thousand give most of what weighing by energies has to give; second moments want
 about as many as the widest layer has inputs."""
+
+SHARE_TOKENS: Final = 2048
+"""Tokens that tell how much each weight matters."""
 
 HIDDEN_BYTES: Final = 256 << 20
 """Hidden states of more bytes are kept in a file."""
 
 WINDOW: Final = 512
 """Tokens that are read from the beginning."""
+
+_TOKENIZER_BYTES: Final = 128 << 20
+"""Transformers, and a tokenizer that it makes."""
 
 _PANEL_BYTES: Final = 160 << 20
 """Working memory of feeding errors back: some rows as floats, three times, and as codes."""
@@ -57,6 +71,17 @@ def calibration_bytes(config: DecoderConfig, block_bytes: int, tokens: int, *, w
     return 2 * block_bytes + min(states, HIDDEN_BYTES) + states // 4 + window + moments
 
 
+def forward_bytes(plan: Plan, decoder: DecoderConfig, tokens: int, *, whole: bool = False) -> int:
+    """Peak memory of a process that takes a text through the blocks of a plan's source; see `calibration_bytes`."""
+    blocks: dict[int, int] = {}
+    for tensor in plan.tensors:
+        layer = layer_index(tensor.name)
+        if layer is not None:
+            blocks[layer] = blocks.get(layer, 0) + tensor.info.nbytes
+    largest = max(blocks.values(), default=0)
+    return PROCESS_BYTES + _TOKENIZER_BYTES + calibration_bytes(decoder, largest, tokens, whole=whole)
+
+
 def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_memory: int | None) -> Plan:
     """Return a plan with the peak memory of a calibrated run.
 
@@ -71,13 +96,7 @@ def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_mem
         decoder = decoder_config(config)
     except UnsupportedError as error:
         raise UnsupportedError(f"cannot be calibrated: {error}", hint="--method mse needs no data") from None
-    blocks: dict[int, int] = {}
-    for tensor in plan.tensors:
-        layer = layer_index(tensor.name)
-        if layer is not None:
-            blocks[layer] = blocks.get(layer, 0) + tensor.info.nbytes
-    whole = METHODS[plan.recipe.method].needs == "moments"
-    need = PROCESS_BYTES + calibration_bytes(decoder, max(blocks.values(), default=0), tokens, whole=whole)
+    need = forward_bytes(plan, decoder, tokens, whole=METHODS[plan.recipe.method].needs == "moments")
     if max_memory is not None and need > max_memory:
         least = -(-need >> 20)
         raise ResourceError(

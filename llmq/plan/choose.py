@@ -42,7 +42,7 @@ def chooser(recipe: Recipe, keep: Collection[str]) -> Choose:
         if name in assigned:
             given = assigned[name]
             if given.bits is None:
-                return (), "recipe"
+                return (), "holds NaN or infinity" if recipe.goal else "recipe"
             return (_changed(recipe.spec, name, bits=given.bits, group_size=given.group_size,
                              symmetric=given.symmetric),), ""  # fmt: skip
         if any(pattern.search(name) for pattern in ignore):
