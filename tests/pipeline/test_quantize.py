@@ -188,7 +188,7 @@ def test_a_run_nearly_done_needs_little_disk(tmp_path, pico, monkeypatch):
     total = llmq.quantize(pico, tmp_path / "whole", max_shard_size=30_000).plan.source_bytes
     with pytest.raises(KeyboardInterrupt):
         llmq.quantize(pico, tmp_path / "out", max_shard_size=30_000, progress=StopAfter(total * 9 // 10))
-    monkeypatch.setattr("llmq.pipeline.facade.free_bytes", lambda _: 40_000)
+    monkeypatch.setattr("llmq.pipeline.outputs.free_bytes", lambda _: 40_000)
     llmq.quantize(pico, tmp_path / "out", max_shard_size=30_000)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
@@ -221,7 +221,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, pico):
 
 
 def test_no_space_is_seen_before_work_starts(tmp_path, pico, monkeypatch):
-    monkeypatch.setattr("llmq.pipeline.facade.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("llmq.pipeline.outputs.free_bytes", lambda _: 1000)
     with pytest.raises(ResourceError, match="not enough disk"):
         llmq.quantize(pico, tmp_path / "out")
     assert not (tmp_path / "out").exists()
