@@ -18,7 +18,6 @@ from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import SIZE, format_size
 from llmq.errors import StoppedError, UsageError
-from llmq.plan.goals import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +139,7 @@ def command(as_json: bool, no_resume: bool, report_file: Path | None, **flags: A
     format, which transformers reads too. An interrupted run is continued by the same command.
     """
     if report_file and flags["dry_run"]:
-        raise UsageError("--report tells what a run measured, and --dry-run writes nothing")
+        raise UsageError("--report tells what a run measured, and --dry-run quantizes nothing")
     measures_errors = any(flags[name] is not None for name in ("target_size", "target_bpw", "ram"))
     if measures_errors or not flags["dry_run"]:
         prepare_kernels(flags["threads"])
@@ -222,6 +221,8 @@ def _print_plan(report: QuantizeReport) -> None:
 
 def _print_mixture(report: QuantizeReport) -> None:
     """Weights by width, and what was reached of what was asked."""
+    from llmq.plan.goals import counted
+
     plan, found = report.plan, report.goal()
     assert found is not None
     chosen = counted(plan)

@@ -58,7 +58,7 @@ def test_a_dry_run_has_no_report(call, write_pico, tmp_path):
     source = write_pico(tmp_path / "pico")
     code, _, err = call("quantize", source, "-o", tmp_path / "out", "--dry-run", "--report", tmp_path / "page.html")
     assert code == 2
-    assert "--dry-run measures nothing" in err
+    assert "--dry-run quantizes nothing" in err
 
 
 def test_compare_of_several(call, sample_model, small_model, tmp_path):
