@@ -72,7 +72,7 @@ def factorize_reference(moments: np.ndarray, order: np.ndarray, damping: float) 
     return np.asarray(lower / lower.diagonal())
 
 
-def factorize(moments: np.ndarray, group_size: int, damping: float = 0.01) -> Curvature:
+def factorize(moments: np.ndarray, group_size: int, damping: float = 0.01, *, overwrite: bool = False) -> Curvature:
     """Order the columns, dampen the moments and factorize them.
 
     Parameters
@@ -84,6 +84,8 @@ def factorize(moments: np.ndarray, group_size: int, damping: float = 0.01) -> Cu
     damping : float
         Share of the mean of the diagonal to add to it; ten times as much, again and again, where that does not make
         the moments positive definite.
+    overwrite : bool
+        Whether the result may take the place of the moments.
 
     Returns
     -------
@@ -103,7 +105,8 @@ def factorize(moments: np.ndarray, group_size: int, damping: float = 0.01) -> Cu
     if not np.isfinite(energy).all():
         raise ValueError("moments must be finite")
     order = order_reference(energy, group_size)
-    matrix = _permuted(moments, order)
+    matrix = moments if overwrite else moments.copy()
+    _permute(matrix, order)
     mean = np.float32(energy.mean(dtype=np.float64)) or np.float32(1.0)
     added = np.float32(0.0)
     for attempt in range(_TRIES):
@@ -118,11 +121,21 @@ def factorize(moments: np.ndarray, group_size: int, damping: float = 0.01) -> Cu
     raise ValueError("moments are not positive definite")
 
 
-def _permuted(moments: np.ndarray, order: np.ndarray) -> np.ndarray:
-    matrix = np.empty_like(moments)
-    for position, column in enumerate(order):
-        np.take(moments[column], order, out=matrix[position])
-    return matrix
+def _permute(matrix: np.ndarray, order: np.ndarray) -> None:
+    """Bring columns and rows into an order, in place: rows along the cycles of the permutation."""
+    for row in matrix:
+        row[:] = row[order]
+    placed = np.zeros(order.size, bool)
+    for first in range(order.size):
+        if placed[first]:
+            continue
+        kept, place = matrix[first].copy(), first
+        while order[place] != first:
+            matrix[place] = matrix[order[place]]
+            placed[place] = True
+            place = int(order[place])
+        matrix[place] = kept
+        placed[place] = True
 
 
 def _factorize(matrix: np.ndarray) -> None:

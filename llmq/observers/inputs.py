@@ -35,11 +35,14 @@ class InputStatistics:
         Inputs seen.
     moments : float32 (in_features, in_features) or None
         Mean of `x x^T`; `energy` is its diagonal.
+    spendable : bool
+        Whether the moments may be overwritten by what is made of them: nobody needs them afterwards.
     """
 
     energy: np.ndarray
     tokens: int
     moments: np.ndarray | None = None
+    spendable: bool = False
     _curvatures: dict[int, Curvature] = field(default_factory=dict, init=False, repr=False)
 
     def curvature(self, group_size: int) -> Curvature:
@@ -48,13 +51,15 @@ class InputStatistics:
         Raises
         ------
         ValueError
-            There are no moments, or they cannot be factorized.
+            There are no moments, they cannot be factorized, or were spent for another group size.
         """
         if self.moments is None:
             raise ValueError("all moments of the inputs are needed, not their diagonal alone")
         if group_size not in self._curvatures:
+            if self.spendable and self._curvatures:
+                raise ValueError("the moments were spent for another group size")
             self._curvatures.clear()  # each takes as much memory as the moments
-            self._curvatures[group_size] = factorize(self.moments, group_size)
+            self._curvatures[group_size] = factorize(self.moments, group_size, overwrite=self.spendable)
         return self._curvatures[group_size]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmq.observers.inputs import InputMoments
 from llmq.pipeline.products import PanelLinear
+from llmq.plan.calibrated import TOKENS
 from llmq.runtime.cache import KVCache
 from llmq.runtime.linear import PackedLinear
 from llmq.runtime.stack import Stack
@@ -34,9 +35,6 @@ PROJECTIONS: Final = {
     "mlp.down_proj": "down",
 }
 """Linears of a block by what follows `model.layers.N.` in their names."""
-
-_TOKENS: Final = 2048
-"""Tokens that go through a block at a time."""
 
 _ATTENTION: Final = ("q", "k", "v", "o")
 _WATCHED: Final = {"q": ("q", "k", "v"), "o": ("o",), "gate": ("gate", "up"), "down": ("down",)}
@@ -119,7 +117,7 @@ class BlockRunner:
         self._config = config
         self._layer = layer
         self._cache = KVCache(replace(config, n_layers=1), context)
-        self.windows = max(1, _TOKENS // context)
+        self.windows = max(1, TOKENS // context)
         """How many to run at a time."""
 
     def run(self, block: Block, x: np.ndarray) -> np.ndarray:

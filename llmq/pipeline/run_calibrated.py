@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from llmq.architectures import decoder_config
 from llmq.checkpoint.journal import Scratch
@@ -21,6 +22,7 @@ from llmq.pipeline.run import bytes_to_read, missing_outputs, refuse_nonfinite, 
 from llmq.runtime.assemble import assemble_block
 from llmq.runtime.linear import DenseLinear
 from llmq.runtime.weights import Weights
+from llmq_kernels.jit import threads
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
@@ -97,11 +99,12 @@ def run_calibrated(
     progress.finish()
     run = _CalibratedRun(plan, source, writer, calibration)
     try:
-        start = run.resume(blocks)
-        left = [t for tensors in blocks[start:] for t in tensors]
-        progress.start("calibrating", sum(t.info.nbytes for t in left))
-        results = [run.block(layer, tensors, progress) for layer, tensors in enumerate(blocks) if layer >= start]
-        progress.finish()
+        with threadpool_limits(threads(), "blas"):
+            start = run.resume(blocks)
+            left = [t for tensors in blocks[start:] for t in tensors]
+            progress.start("calibrating", sum(t.info.nbytes for t in left))
+            results = [run.block(layer, tensors, progress) for layer, tensors in enumerate(blocks) if layer >= start]
+            progress.finish()
     finally:
         run.close()
     source.check_unchanged()
@@ -166,13 +169,13 @@ class _CalibratedRun:
         if not np.isfinite(wanted).all():
             raise InputError(f"block {layer} makes NaN or infinity of the text", file=self._loaded.source.label)
         inputs = states[len(states) - self._held :]
-        free = self._quantize(block, tensors, {}, _DATA_FREE)
-        free_error = runner.error(packed_block(block, free), inputs, wanted)
+        free_error = runner.error(packed_block(block, self._quantize(block, tensors, {}, _DATA_FREE)), inputs, wanted)
         chosen = self._quantize(block, tensors, statistics, self._plan.recipe.method, progress)
         error = runner.error(packed_block(block, chosen), inputs, wanted)
         result = BlockResult(layer, self._plan.recipe.method, error, free_error)
         if tensors and not error <= free_error:
-            chosen, result = free, replace(result, method=_DATA_FREE)
+            chosen = self._quantize(block, tensors, {}, _DATA_FREE)  # again: both would take memory meanwhile
+            result = replace(result, method=_DATA_FREE)
             _log.warning(
                 "block %d: %s leaves more error than %s on text kept apart (%.3g, %.3g), which is kept",
                 layer, self._plan.recipe.method, _DATA_FREE, error, free_error,
@@ -202,7 +205,10 @@ class _CalibratedRun:
         for tensor in tensors:
             assert tensor.spec is not None
             name = _projection(tensor)
-            found[name] = METHODS[method].quantize(_weight(block, tensor), tensor.spec, statistics.pop(name, None))
+            own = statistics.pop(name, None)
+            if own is not None and all(other is not own for other in statistics.values()):
+                own = replace(own, spendable=True)
+            found[name] = METHODS[method].quantize(_weight(block, tensor), tensor.spec, own)
             if progress is not None:
                 progress.advance(tensor.info.nbytes)
         return found

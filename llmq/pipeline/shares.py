@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from llmq.architectures import decoder_config
 from llmq.checkpoint.loaded import LoadedCheckpoint
@@ -13,6 +14,7 @@ from llmq.pipeline.block import PROJECTIONS, BlockRunner, branch_shares
 from llmq.pipeline.hidden import embed
 from llmq.runtime.assemble import assemble_block
 from llmq.runtime.weights import Weights
+from llmq_kernels.jit import threads
 
 if TYPE_CHECKING:
     from llmq.checkpoint.source import Source
@@ -74,7 +76,8 @@ def measure_shares(source: Source, calibration: Calibration, progress: Progress)
     progress.start("measuring shares", config.n_layers, "blocks")
     for layer in range(config.n_layers):
         block = assemble_block(config, Weights(loaded, None, "float32"), layer)
-        statistics, branches = branch_shares(BlockRunner(config, layer, context), block, states)
+        with threadpool_limits(threads(), "blas"):
+            statistics, branches = branch_shares(BlockRunner(config, layer, context), block, states)
         for module, name in PROJECTIONS.items():
             share = branches.attention if module.startswith("self_attn") else branches.mlp
             share *= _PATTERN if name in ("q", "k") else 1.0

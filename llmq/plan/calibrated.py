@@ -21,6 +21,7 @@ __all__ = [
     "CALIBRATION_TOKENS",
     "HIDDEN_BYTES",
     "SHARE_TOKENS",
+    "TOKENS",
     "WINDOW",
     "calibration_bytes",
     "forward_bytes",
@@ -40,6 +41,9 @@ HIDDEN_BYTES: Final = 256 << 20
 WINDOW: Final = 512
 """Tokens that are read from the beginning."""
 
+TOKENS: Final = 1024
+"""Tokens that go through a block at a time."""
+
 _TOKENIZER_BYTES: Final = 128 << 20
 """Transformers, and a tokenizer that it makes."""
 
@@ -47,14 +51,14 @@ _PANEL_BYTES: Final = 160 << 20
 """Working memory of feeding errors back: some rows as floats, three times, and as codes."""
 
 
-def calibration_bytes(config: DecoderConfig, block_bytes: int, tokens: int, *, whole: bool) -> int:
+def calibration_bytes(config: DecoderConfig, block: tuple[int, int], tokens: int, *, whole: bool) -> int:
     """Anonymous memory of calibrating one block, beside the process itself.
 
     Parameters
     ----------
     config : DecoderConfig
-    block_bytes : int
-        Of the largest block in the source.
+    block : (int, int)
+        Bytes of the largest block in the source, and of what it becomes.
     tokens : int
         Of the text.
     whole : bool
@@ -62,23 +66,21 @@ def calibration_bytes(config: DecoderConfig, block_bytes: int, tokens: int, *, w
     """
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.n_heads * config.head_dim
     states = 4 * tokens * hidden
-    window = 4 * WINDOW * (6 * hidden + 2 * inner + 3 * heads)
-    moments = 0
-    if whole:
-        # Of the four inputs of a block; or those of the widest, and their factors.
-        moments = 4 * max(2 * hidden**2 + heads**2 + inner**2, 2 * max(hidden, inner, heads) ** 2) + _PANEL_BYTES
-    # A block as it is read, and twice as it is packed: at 8 bits, half of what it was each.
-    return 2 * block_bytes + min(states, HIDDEN_BYTES) + states // 4 + window + moments
+    window = 4 * max(TOKENS, WINDOW) * (4 * hidden + 2 * inner + 4 * heads)
+    # Second moments of the four inputs of a block: the first weights to need them need a copy.
+    squares = 4 * (2 * hidden**2 + heads**2 + inner**2 + max(hidden, heads) ** 2) + _PANEL_BYTES if whole else 0
+    return sum(block) + min(states, HIDDEN_BYTES) + states // 4 + window + squares
 
 
 def forward_bytes(plan: Plan, decoder: DecoderConfig, tokens: int, *, whole: bool = False) -> int:
     """Peak memory of a process that takes a text through the blocks of a plan's source; see `calibration_bytes`."""
-    blocks: dict[int, int] = {}
+    blocks: dict[int, tuple[int, int]] = {}
     for tensor in plan.tensors:
         layer = layer_index(tensor.name)
         if layer is not None:
-            blocks[layer] = blocks.get(layer, 0) + tensor.info.nbytes
-    largest = max(blocks.values(), default=0)
+            before, after = blocks.get(layer, (0, 0))
+            blocks[layer] = before + tensor.info.nbytes, after + tensor.output_bytes
+    largest = max(blocks.values(), default=(0, 0))
     return PROCESS_BYTES + _TOKENIZER_BYTES + calibration_bytes(decoder, largest, tokens, whole=whole)
 
 

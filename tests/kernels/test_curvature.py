@@ -72,3 +72,11 @@ def test_channels_that_are_always_zero():
 def test_what_does_not_fit(moments, words):
     with pytest.raises(ValueError, match=words):
         factorize(moments, 4)
+
+
+def test_in_the_place_of_the_moments():
+    moments = moments_of(60, 100)
+    apart = factorize(moments, 20)
+    found = factorize(moments, 20, overwrite=True)
+    assert found.matrix is moments
+    assert np.array_equal(found.matrix, apart.matrix)
