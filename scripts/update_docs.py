@@ -15,7 +15,7 @@ from lesson_sample import Sample
 from llmq.architectures import decoder_config
 from llmq.cli.main import COMMANDS, cli
 from llmq.plan.budget import PROCESS_BYTES
-from llmq.plan.calibrated import CALIBRATION_TOKENS, calibration_bytes
+from llmq.plan.calibrated import CALIBRATION_TOKENS, TOKENIZER_BYTES, calibration_bytes
 from pages import put, table
 from tour import LESSONS, NEED_SAMPLE
 
@@ -90,7 +90,9 @@ def calibration_memory() -> str:
         )
         block = 2 * (2 * hidden**2 + 2 * hidden * config.n_kv_heads * config.head_dim + 3 * hidden * inner)
         needs = [
-            PROCESS_BYTES + calibration_bytes(config, (block, block * 17 // 64), CALIBRATION_TOKENS, whole=whole)
+            PROCESS_BYTES
+            + TOKENIZER_BYTES
+            + calibration_bytes(config, (block, block * 17 // 64), CALIBRATION_TOKENS, whole=whole)
             for whole in (False, True)
         ]
         rows.append((name, *(f"{need / 1e9:.1f} GB" for need in needs)))

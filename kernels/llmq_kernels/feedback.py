@@ -28,7 +28,7 @@ __all__ = ["feedback", "feedback_reference", "sweep_reference"]
 _BLOCK: Final = 128
 """Columns after which errors reach all others, in one product of matrices."""
 
-_PANEL_ELEMENTS: Final = 8 << 20
+_PANEL_ELEMENTS: Final = 4 << 20
 """Elements of the rows that are worked on at a time."""
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "CALIBRATION_TOKENS",
     "HIDDEN_BYTES",
     "SHARE_TOKENS",
+    "TOKENIZER_BYTES",
     "TOKENS",
     "WINDOW",
     "calibration_bytes",
@@ -41,13 +42,13 @@ HIDDEN_BYTES: Final = 256 << 20
 WINDOW: Final = 512
 """Tokens that are read from the beginning."""
 
-TOKENS: Final = 1024
+TOKENS: Final = 512
 """Tokens that go through a block at a time."""
 
-_TOKENIZER_BYTES: Final = 128 << 20
+TOKENIZER_BYTES: Final = 128 << 20
 """Transformers, and a tokenizer that it makes."""
 
-_PANEL_BYTES: Final = 160 << 20
+_PANEL_BYTES: Final = 80 << 20
 """Working memory of feeding errors back: some rows as floats, three times, and as codes."""
 
 
@@ -81,7 +82,7 @@ def forward_bytes(plan: Plan, decoder: DecoderConfig, tokens: int, *, whole: boo
             before, after = blocks.get(layer, (0, 0))
             blocks[layer] = before + tensor.info.nbytes, after + tensor.output_bytes
     largest = max(blocks.values(), default=(0, 0))
-    return PROCESS_BYTES + _TOKENIZER_BYTES + calibration_bytes(decoder, largest, tokens, whole=whole)
+    return PROCESS_BYTES + TOKENIZER_BYTES + calibration_bytes(decoder, largest, tokens, whole=whole)
 
 
 def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_memory: int | None) -> Plan:
