@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,13 +10,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmq.checkpoint.faults import writing
-from llmq.errors import ResourceError
+from llmq.errors import ResourceError, UsageError
 from llmq.system.files import preadv, preallocate, pwrite
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = ["HiddenStates"]
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[None]:
+    """Turn errors of the system, met in the folder for temporary files, into ours."""
+    try:
+        with writing(Path(tempfile.gettempdir())):
+            yield
+    except (ResourceError, UsageError) as error:
+        error.hint = "set TMPDIR to a folder with more room"
+        raise
 
 
 class HiddenStates:
@@ -41,7 +54,6 @@ class HiddenStates:
         self._width = width
         size = 4 * rows * width
         self.in_file = size > budget
-        folder = Path(tempfile.gettempdir())
         if not self.in_file:
             try:
                 self._array = np.empty((rows, width), np.float32)
@@ -49,8 +61,8 @@ class HiddenStates:
                 hint = "a smaller --max-memory puts them into a file"
                 raise ResourceError("not enough memory for hidden states", found=f"{size} bytes", hint=hint) from None
             return
-        with writing(folder):
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with these states)
+        with _scratch():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed with these states)
             try:
                 preallocate(self._file.fileno(), size)
             except BaseException:
@@ -68,7 +80,7 @@ class HiddenStates:
     def write(self, start: int, x: np.ndarray) -> None:
         """Keep rows from `start` on, float32 (n, width), C-contiguous. Raises ResourceError where that fails."""
         if self.in_file:
-            with writing(Path(tempfile.gettempdir())):
+            with _scratch():
                 pwrite(self._file.fileno(), x.reshape(-1).view(np.uint8).data, 4 * start * self._width)
         elif not np.shares_memory(x, self._array):
             self._array[start : start + len(x)] = x

@@ -30,5 +30,6 @@ def test_no_room(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "preallocate", full)
-    with pytest.raises(ResourceError, match="No space left"):
+    with pytest.raises(ResourceError, match="No space left") as error:
         HiddenStates(7, 5, 0)
+    assert "TMPDIR" in error.value.hint
