@@ -19,8 +19,8 @@ _EVEN: Final = 0  # all errors weigh the same,
 _MAGNITUDE: Final = 1  # more where weights are large,
 _ENERGY: Final = 2  # or also by the energy of the inputs they meet
 
-_WIDEST_MAGNITUDE: Final = 3
-"""Bits up to which errors of large weights count more where no energies are given: measured on a trained model, whose
+_MAGNITUDE_BITS: Final = (2, 3)
+"""Bits at which errors of large weights count more where no energies are given: measured on a trained model, whose
 divergence shrinks by 2 to 4 % at 3 and 2 bits and not at all at 4."""
 
 
@@ -28,7 +28,7 @@ def weights_reference(group: np.ndarray, bits: int, energy: np.ndarray | None = 
     """Specify what the errors of one group weigh, float64 (n,), but for a common factor.
 
     ``energy * sqrt(2 * mean(x**2) + x**2)``, with the energies of the inputs that the elements meet; without energies
-    ``sqrt(2 * mean(x**2)) + |x|`` up to 3 bits, and else the same for all.
+    ``sqrt(2 * mean(x**2)) + |x|`` at 2 and 3 bits, and else the same for all.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def weights_reference(group: np.ndarray, bits: int, energy: np.ndarray | None = 
     spread = 2.0 * np.mean(x**2)
     if energy is not None:
         return np.asarray(energy * np.sqrt(spread + x**2))
-    return np.sqrt(spread) + np.abs(x) if bits <= _WIDEST_MAGNITUDE else np.ones(x.shape)
+    return np.sqrt(spread) + np.abs(x) if bits in _MAGNITUDE_BITS else np.ones(x.shape)
 
 
 @jit
@@ -107,7 +107,7 @@ def choose_weighing(bits: int, energy: np.ndarray | None, columns: int) -> tuple
         Energies of another shape or dtype, negative ones, NaN or infinity.
     """
     if energy is None:
-        return _MAGNITUDE if bits <= _WIDEST_MAGNITUDE else _EVEN, np.empty(0, np.float32)
+        return _MAGNITUDE if bits in _MAGNITUDE_BITS else _EVEN, np.empty(0, np.float32)
     if energy.dtype != np.float32 or energy.shape != (columns,):
         raise ValueError(f"energy must be float32 ({columns},), not {energy.dtype} {energy.shape}")
     if not (np.isfinite(energy).all() and (energy >= 0).all()):

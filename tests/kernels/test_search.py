@@ -111,8 +111,8 @@ def test_energies_that_do_not_fit(wrong):
 def test_the_error_on_normal_weights_is_what_it_was():
     weight = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
     total = float((weight.astype(np.float64) ** 2).sum())
-    # Up to 3 bits the errors of large weights count more, at the price of some for all together.
-    limits = {8: (4e-5, 4e-5), 4: (8.6e-3, 8.6e-3), 3: (3.3e-2, 2.6e-2), 2: (0.128, 0.107), 1: (0.384, 0.315)}
+    # At 2 and 3 bits the errors of large weights count more, at the price of some for all together.
+    limits = {8: (4e-5, 4e-5), 4: (8.6e-3, 8.6e-3), 3: (3.3e-2, 2.6e-2), 2: (0.128, 0.107), 1: (0.37, 0.37)}
     for bits, (limit, weighted) in limits.items():
         grid = Grid(bits, 64, scale_kind=SCALE_KINDS["float16"])
         scales, weights = search_scales(weight, grid), weights_of(weight, grid)
@@ -130,10 +130,9 @@ def test_the_spare_code_faces_the_longer_tail():
         assert positive.view(np.float32).item() > 0
 
 
-def test_the_sign_grid_takes_the_weighted_mean():
-    # Twice (6 * 1 + 7 * 2 + 8 * 3 + 11 * 6) / (6 + 7 + 8 + 11): weights are 5 + |x|.
+def test_the_sign_grid_takes_the_mean():
     scale, _ = search_scales(np.array([[1.0, -2.0, 3.0, -6.0]], np.float32), Grid(1, 4))
-    assert scale.view(np.float32).item() == 6.875
+    assert scale.view(np.float32).item() == 6.0
 
 
 def test_groups_of_the_largest_and_smallest_floats():
