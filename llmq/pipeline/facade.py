@@ -204,7 +204,18 @@ def quantize(
     )
     with open_source(model, revision=revision) as source:
         check_folders(source, run.output)
-        return _planned(run, wanted, source, texts, dry_run=dry_run)
+        began = time.perf_counter()
+        with PeakMemory() as memory:
+            report = _planned(run, wanted, source, texts, dry_run=dry_run)
+    if report.state != "quantized":
+        return report
+    return replace(
+        report,
+        seconds=time.perf_counter() - began,
+        peak_anon_bytes=memory.peak_anon,
+        peak_rss_bytes=memory.peak_rss,
+        memory=tuple(memory.series),
+    )
 
 
 def _planned(run: _Run, recipe: Recipe, source: FolderSource, texts: Texts, *, dry_run: bool) -> QuantizeReport:
@@ -279,20 +290,10 @@ def _quantize(
         return _report(run, plan, source, "already complete")
     check_disk(run.output, plan)
     _set_threads(run.threads)
-    began = time.perf_counter()
-    with PeakMemory() as memory:
-        if run.nonfinite == "keep" and plan.recipe.goal is None:
-            plan = _build(run, plan.recipe, source, _nonfinite(run, plan, source))
-        blocks = _write(run, plan, source, identity, calibration)
-    return replace(
-        _report(run, plan, source, "quantized"),
-        calibration=calibration,
-        blocks=blocks,
-        seconds=time.perf_counter() - began,
-        peak_anon_bytes=memory.peak_anon,
-        peak_rss_bytes=memory.peak_rss,
-        memory=tuple(memory.series),
-    )
+    if run.nonfinite == "keep" and plan.recipe.goal is None:
+        plan = _build(run, plan.recipe, source, _nonfinite(run, plan, source))
+    blocks = _write(run, plan, source, identity, calibration)
+    return replace(_report(run, plan, source, "quantized"), calibration=calibration, blocks=blocks)
 
 
 def _write(

@@ -96,7 +96,7 @@ def mixed_plan(
     assert goal is not None
     available = available_bytes(goal, source)
     free = [t for t in plan.tensors if t.options]
-    weights = priors(t.name for t in free)
+    weights = priors([t.name for t in free])
     energies = {}
     shares = measure_shares(source, importance, progress) if importance is not None else {}
     for name, share in shares.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +64,8 @@ def earlier_choice(output: Path, identity: dict[str, Any], *, overwrite: bool, r
         if not isinstance(settings, dict) or earlier.get("source") != identity["source"]:
             continue
         if settings | {"assigned": []} == identity["settings"] | {"assigned": []}:
-            return tuple(Assigned(**assigned) for assigned in settings["assigned"])
+            with contextlib.suppress(KeyError, TypeError):
+                return tuple(Assigned(**assigned) for assigned in settings["assigned"])
     return ()
 
 

@@ -66,6 +66,12 @@ def test_a_dry_run_lists_what_becomes_of_each_kind_of_tensor(call, pico, tmp_pat
         (["--max-memory", "10MiB"], 5, "memory limit"),
         (["--max-memory", "lots"], 2, "--max-memory"),
         (["--threads", 100_000], 2, "--threads"),
+        (["--target-bpw", 1], 2, "at least 2.2"),
+        (["--target-bpw", 3, "--target-size", "1MB"], 2, "cannot both be kept to"),
+        (["--target-bpw", 3, "--bits", 3], 2, "--bits fixes"),
+        (["--ram", "1GiB"], 2, "belong together"),
+        (["--lm-head", "auto"], 2, "auto needs"),
+        (["--recipe", "nowhere.json"], 3, "no recipe there"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(call, pico, tmp_path, flags, code, word):
@@ -99,3 +105,21 @@ def test_a_stopped_run_says_so_and_goes_on(environment, write_pico, tmp_path, nu
     assert not (tmp_path / "out" / ".llmq").exists()
     one, other = (hashlib.sha256((tmp_path / f / "model.safetensors").read_bytes()) for f in ("whole", "out"))
     assert one.digest() == other.digest()
+
+
+def test_widths_by_budget_are_shown_before_and_after(call, pico, tmp_path):
+    flags = ["--target-bpw", 3.5, "--importance", "priors", "--embeddings", "auto"]
+    code, planned, _ = call("quantize", pico, "-o", tmp_path / "out", "--dry-run", *flags)
+    assert code == 0
+    assert "3 bits, group 64" in planned
+    assert "% of the weights #" in planned
+    assert "3.4" in planned.split(" bits per weight of these")[0].splitlines()[-1]
+    code, made, _ = call("quantize", pico, "-o", tmp_path / "out", *flags)
+    assert code == 0
+    assert [line for line in made.splitlines() if "of the weights" in line] == [
+        line for line in planned.splitlines() if "of the weights" in line
+    ]
+    code, out, _ = call("quantize", pico, "-o", tmp_path / "again", "--recipe", tmp_path / "out", "--json")
+    found = json.loads(out)
+    assert (code, found["goal"]) == (0, None)
+    assert {t["bits"] for t in found["tensors"] if t["name"] == "model.embed_tokens.weight"} != {None}
