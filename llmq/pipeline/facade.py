@@ -235,6 +235,8 @@ def _planned(run: _Run, recipe: Recipe, source: FolderSource, texts: Texts, *, d
     )
     if recipe.goal is not None:
         plan = _mixed(run, plan, source, importance, identify(recipe))
+        if texts.method is not None:
+            plan = with_calibration(plan, source.config, texts.method.tokens, run.max_memory)
     for warning in plan.warnings:
         _log.warning(warning)
     for hint in plan.hints:

@@ -82,6 +82,7 @@ def measure_shares(source: Source, calibration: Calibration, progress: Progress)
             share = branches.attention if module.startswith("self_attn") else branches.mlp
             share *= _PATTERN if name in ("q", "k") else 1.0
             found[f"model.layers.{layer}.{module}.weight"] = Share(statistics[name].energy, share)
+        del block  # before the next is read
         progress.advance(1)
     progress.finish()
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmq.architectures import decoder_config
 from llmq.errors import InputError, LlmqError, ResourceError, UnsupportedError, UsageError
-from llmq.plan.calibrated import CALIBRATION_TOKENS, SHARE_TOKENS, forward_bytes
+from llmq.plan.calibrated import CALIBRATION_TOKENS, SHARE_TOKENS, shares_bytes
 
 if TYPE_CHECKING:
     from llmq.checkpoint.source import FolderSource
@@ -76,7 +76,7 @@ class Texts:
             return None, plan
         try:
             decoder = decoder_config(source.config)
-            need = forward_bytes(plan, decoder, self.shares.tokens)
+            need = shares_bytes(plan, decoder, self.shares.tokens)
             if max_memory is not None and need > max_memory:
                 raise ResourceError(
                     "memory limit too small to take a text through the model",

@@ -26,6 +26,7 @@ __all__ = [
     "WINDOW",
     "calibration_bytes",
     "forward_bytes",
+    "shares_bytes",
     "with_calibration",
 ]
 
@@ -83,6 +84,12 @@ def forward_bytes(plan: Plan, decoder: DecoderConfig, tokens: int, *, whole: boo
             blocks[layer] = before + tensor.info.nbytes, after + tensor.output_bytes
     largest = max(blocks.values(), default=(0, 0))
     return PROCESS_BYTES + TOKENIZER_BYTES + calibration_bytes(decoder, largest, tokens, whole=whole)
+
+
+def shares_bytes(plan: Plan, decoder: DecoderConfig, tokens: int) -> int:
+    """Peak memory of measuring how much weights matter: watched activations and their squares are copies."""
+    copies = 4 * TOKENS * (8 * decoder.hidden_size + 2 * decoder.intermediate_size)
+    return forward_bytes(plan, decoder, tokens) + copies
 
 
 def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_memory: int | None) -> Plan:
