@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llmq.architectures import decoder_config
 from llmq.errors import UsageError
 from llmq.pipeline.errors_by_option import measure_errors
 from llmq.pipeline.shares import measure_shares
-from llmq.plan.goals import RUN_BYTES, assign
+from llmq.plan.goals import RUN_BYTES, assign, part_used
 from llmq.plan.priors import priors
 from llmq.runtime.cache import kv_bytes
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llmq.system.progress import Progress
 
 __all__ = ["available_bytes", "mixed_plan"]
+
+_CLOSE: Final = 0.99
 
 _log = logging.getLogger("llmq")
 
@@ -103,4 +105,8 @@ def mixed_plan(
         weights[name], energies[name] = share.share, share.energy
     errors = measure_errors(free, source, progress, method=plan.recipe.method, energies=energies, max_memory=max_memory)
     costs = {name: [weights[name] * error for error in found] for name, found in errors.items()}
-    return assign(plan, costs, available, build)
+    result = assign(plan, costs, available, build)
+    used = part_used(result, available)
+    if used < _CLOSE and goal.ram is None:
+        _log.warning("no combination of these widths comes closer to the target than %.1f %% of it", 100 * used)
+    return result

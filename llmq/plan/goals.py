@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llmq.plan.plan import Plan, TensorPlan
 
-__all__ = ["RUN_BYTES", "assign", "counted", "make_goal", "units"]
+__all__ = ["RUN_BYTES", "assign", "counted", "make_goal", "part_used", "units"]
 
 RUN_BYTES: Final = 384 << 20
 """A process that runs a model, besides weights and cache: interpreter, libraries, kernels, tokenizer, activations."""
@@ -134,6 +134,12 @@ def assign(
             return result
         limit -= over  # headers grow with the numbers in them
     return smallest
+
+
+def part_used(plan: Plan, available: int | None) -> float:
+    """How much of its goal a plan takes up, at most 1; `available` as for `assign`."""
+    assert plan.recipe.goal is not None
+    return _taken(plan.recipe.goal, plan) / max(1, _limit(plan.recipe.goal, available, plan))
 
 
 def _unit(tensors: tuple[TensorPlan, ...]) -> _Unit:

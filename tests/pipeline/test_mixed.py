@@ -170,6 +170,15 @@ def test_memory_while_running_leaves_room_for_cache_and_process(pico, tmp_path):
     assert 99_000 <= tight.plan.file_bytes <= 100_000
 
 
+def test_options_too_coarse_for_a_target_are_told(pico, tmp_path, caplog):
+    flags = {"target": "vllm", "target_bpw": 6.0, "ignore": ["layers.1", "down_proj", "self_attn"]}
+    with caplog.at_level(logging.WARNING, logger="llmq"):
+        report = llmq.quantize(pico, tmp_path / "out", dry_run=True, **flags)
+    assert {bits for bits, _ in widths(report).values()} == {4}
+    # 4 bits, scales of 16 bits for 128 weights, and the 16 bytes of a shape for 16,384 of them.
+    assert any(f"{100 * (4 + 1 / 8 + 128 / 16384) / 6:.1f} % of it" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
