@@ -71,8 +71,8 @@ def sweep_reference(
     Examples
     --------
     >>> one, h = np.ones((1, 2)), np.array([[1.0, 0.9], [0.9, 1.0]])
-    >>> sweep_reference(np.array([[0.3, 0.4]]), one, 0 * one, (0, 3), (np.array([[1.0, 1.0]]), h)).tolist()
-    [[1.0, 0.0]]
+    >>> sweep_reference(np.array([[1.3, 1.4]]), one, 0 * one, (0, 3), (np.array([[2.0, 2.0]]), h)).tolist()
+    [[2.0, 1.0]]
     """
     codes, h = case[0].copy(), case[1]
     for k in reversed(range(weight.shape[1])):
