@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from llmq.evaluate.states import HiddenStates
 from llmq.runtime.cache import KVCache
 from llmq.runtime.stack import Stack
+from llmq.runtime.states import HiddenStates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmq.errors import ResourceError
 from llmq.plan.budget import PROCESS_BYTES
+from llmq.plan.calibrated import HIDDEN_BYTES
 from llmq.runtime.cache import kv_bytes
 from llmq.runtime.linear import DenseLinear, PackedLinear
 
@@ -14,12 +15,8 @@ if TYPE_CHECKING:
 
     from llmq.evaluate.blocks import LanguageModel
     from llmq.runtime.linear import Linear
-    from llmq.runtime.stack import Block
 
-__all__ = ["STATES_BYTES", "logit_rows", "states_budget"]
-
-STATES_BYTES: Final = 256 << 20
-"""Hidden states of more bytes are kept in a file where no limit is given."""
+__all__ = ["logit_rows", "states_budget"]
 
 _LOGIT_BYTES: Final = 32 << 20
 """Logits held at a time, of each model."""
@@ -46,7 +43,7 @@ def states_budget(models: Sequence[LanguageModel], context: int, max_memory: int
     context : int
         Tokens of the longest window.
     max_memory : int or None
-        Bytes; None gives `STATES_BYTES` to all hidden states together, and sets no limit.
+        Bytes; None gives `HIDDEN_BYTES` to all hidden states together, and sets no limit.
 
     Raises
     ------
@@ -54,7 +51,7 @@ def states_budget(models: Sequence[LanguageModel], context: int, max_memory: int
         The limit is too small without any hidden states.
     """
     if max_memory is None:
-        return STATES_BYTES // len(models)
+        return HIDDEN_BYTES // len(models)
     heads = sum(_bytes(m.decoder.head) for m in models) + 4 * _TABLES * _logits(models[0])
     need = PROCESS_BYTES + sum(_zero_points(m) for m in models) + max(heads, *(_block(m, context) for m in models))
     if need > max_memory:
@@ -79,12 +76,11 @@ def _block(model: LanguageModel, context: int) -> int:
     # A window as it is read from a file, and normed; queries and what attention makes of them; both halves of the MLP.
     working = 4 * context * (3 * config.hidden_size + 2 * heads * config.head_dim + 2 * config.intermediate_size)
     cache = kv_bytes(config, context, model.kv_bits) // config.n_layers
-    return working + cache + max(sum(_bytes(linear) for linear in _linears(block)) for block in model.decoder.blocks)
-
-
-def _linears(block: Block) -> tuple[Linear, ...]:
-    own, mlp = block.attention, block.mlp
-    return own.q, own.k, own.v, own.o, mlp.gate, mlp.up, mlp.down
+    return (
+        working
+        + cache
+        + max(sum(_bytes(linear) for linear in block.linears.values()) for block in model.decoder.blocks)
+    )
 
 
 def _bytes(linear: Linear) -> int:
@@ -96,6 +92,6 @@ def _bytes(linear: Linear) -> int:
 
 def _zero_points(model: LanguageModel) -> int:
     """Bytes of what is unpacked when a model is loaded, and stays."""
-    linears = [model.decoder.head, *(linear for block in model.decoder.blocks for linear in _linears(block))]
+    linears = [model.decoder.head, *(linear for block in model.decoder.blocks for linear in block.linears.values())]
     packed = [linear.weight.zero_point for linear in linears if isinstance(linear, PackedLinear)]
     return sum(int(points.nbytes) for points in packed if points is not None)

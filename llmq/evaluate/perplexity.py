@@ -15,6 +15,7 @@ from llmq.evaluate.blocks import run_blocks
 from llmq.evaluate.divergence import agreement, divergence, log_softmax
 from llmq.evaluate.estimates import estimate
 from llmq.evaluate.memory import logit_rows, states_budget
+from llmq.runtime.text import check_ids
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from llmq.evaluate.blocks import LanguageModel
     from llmq.evaluate.estimates import Estimate
-    from llmq.evaluate.states import HiddenStates
+    from llmq.runtime.states import HiddenStates
     from llmq.system.progress import Progress
 
 __all__ = ["Evaluation", "evaluate", "tokenize"]
@@ -169,14 +170,10 @@ def _checked(ids: np.ndarray, model: LanguageModel, base: LanguageModel | None, 
         raise UsageError(
             "the base has another vocabulary", expected=f"{vocabulary} tokens", found=base.config.vocab_size
         )
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise UsageError("tokens must be a list of integers", found=f"{ids.dtype} of shape {ids.shape}")
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-        wrong = int(ids.min() if ids.min() < 0 else ids.max())
-        raise InputError("no such token", expected=f"0 to {vocabulary - 1}", found=wrong)
+    ids = check_ids(ids, vocabulary)
     if model.context is not None and min(context, ids.size) > model.context:
         _log.warning("windows of %d tokens are longer than the %d that the model was made for", context, model.context)
-    return ids.astype(np.int64)
+    return ids
 
 
 class _Advance:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from llmq.observers.inputs import InputMoments
-from llmq.pipeline.products import PanelLinear
+from llmq.pipeline.products import LinearAround, PanelLinear
 from llmq.plan.calibrated import TOKENS
 from llmq.runtime.cache import KVCache
 from llmq.runtime.linear import PackedLinear
 from llmq.runtime.stack import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from llmq.architectures import DecoderConfig
     from llmq.observers.inputs import InputStatistics
-    from llmq.runtime.linear import Linear
     from llmq.runtime.stack import Block
     from llmq.spec import QuantizedTensor
 
-__all__ = ["PROJECTIONS", "BlockRunner", "BranchShares", "branch_shares", "linear_of", "packed_block", "watch"]
+__all__ = ["PROJECTIONS", "BlockRunner", "BranchShares", "branch_shares", "for_many", "watch"]
 
 PROJECTIONS: Final = {
     "self_attn.q_proj": "q",
@@ -36,69 +35,31 @@ PROJECTIONS: Final = {
 }
 """Linears of a block by what follows `model.layers.N.` in their names."""
 
-_ATTENTION: Final = ("q", "k", "v", "o")
 _WATCHED: Final = {"q": ("q", "k", "v"), "o": ("o",), "gate": ("gate", "up"), "down": ("down",)}
 """Linears whose inputs are watched, and those that share them."""
 
 
-def linear_of(block: Block, name: str) -> Linear:
-    """The linear that stands for a projection: `q`, `k`, `v`, `o`, `gate`, `up` or `down`."""
-    found: Linear = getattr(block.attention if name in _ATTENTION else block.mlp, name)
-    return found
-
-
-def _with(block: Block, linears: Mapping[str, Linear]) -> Block:
-    """`block` with other linears."""
-    attention: dict[str, Any] = {name: linear for name, linear in linears.items() if name in _ATTENTION}
-    mlp: dict[str, Any] = {name: linear for name, linear in linears.items() if name not in _ATTENTION}
-    return replace(block, attention=replace(block.attention, **attention), mlp=replace(block.mlp, **mlp))
-
-
-def packed_block(block: Block, weights: Mapping[str, QuantizedTensor]) -> Block:
-    """`block` with packed linears, whose activations stay exact; the others become fit for many tokens."""
-    packed = {name: PackedLinear(q, linear_of(block, name).bias, "float32") for name, q in weights.items()}
-    return _for_many(_with(block, packed))
-
-
-def _for_many(block: Block) -> Block:
-    """`block` with linears for many tokens at once."""
-    return _with(block, {name: PanelLinear(linear_of(block, name)) for name in PROJECTIONS.values()})
+def for_many(block: Block, weights: Mapping[str, QuantizedTensor] | None = None) -> Block:
+    """`block` with linears for many tokens at once, some of them packed; their activations stay exact."""
+    packed = {name: PackedLinear(q, block.linears[name].bias, "float32") for name, q in (weights or {}).items()}
+    return block.with_linears({name: PanelLinear(linear) for name, linear in (block.linears | packed).items()})
 
 
 @dataclass(frozen=True, eq=False)
-class _Watched:
-    """A linear whose inputs are counted."""
+class _Watched(LinearAround):
+    """A linear whose inputs are counted, and whose outputs may be kept."""
 
-    linear: Linear
     moments: InputMoments
-    outputs: list[np.ndarray] = field(default_factory=list)
-    """Copies of what it gave, for whoever takes them out."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(out_features, in_features)`."""
-        return self.linear.shape
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """What decides which kernels it runs."""
-        return self.linear.kind
-
-    @property
-    def bias(self) -> np.ndarray | None:
-        """As of the linear."""
-        return self.linear.bias
+    outputs: list[np.ndarray] | None = None
+    """Where copies of what it gives go."""
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Count the inputs and multiply."""
         self.moments.add(x)
         y = self.linear(x, out=out)
-        self.outputs[:] = [y.copy()]  # the array will be used again
+        if self.outputs is not None:
+            self.outputs.append(y.copy())  # the array will be used again
         return y
-
-    def rows(self, ids: np.ndarray) -> np.ndarray:
-        """Rows by number."""
-        return self.linear.rows(ids)
 
 
 class BlockRunner:
@@ -131,6 +92,10 @@ class BlockRunner:
         for start in range(0, len(states), self.windows):
             yield states[start : start + self.windows]
 
+    def outputs(self, block: Block, inputs: np.ndarray) -> np.ndarray:
+        """What a block makes of windows, float32 (windows, context, hidden_size), which stay as they are."""
+        return np.concatenate([self.run(block, x.copy()) for x in self.parts(inputs)])
+
     def error(self, block: Block, inputs: np.ndarray, wanted: np.ndarray) -> float:
         """Squared error of a block's outputs over what the inputs were changed by.
 
@@ -140,54 +105,42 @@ class BlockRunner:
         inputs, wanted : float32 (windows, context, hidden_size)
             What goes in; what the original block makes of it.
         """
-        off = change = 0.0
-        for x, y in zip(self.parts(inputs), self.parts(wanted), strict=True):
-            off += float(np.square(self.run(block, x.copy()) - y, dtype=np.float64).sum())
-            change += float(np.square(y - x, dtype=np.float64).sum())
+        off = float(np.square(self.outputs(block, inputs) - wanted, dtype=np.float64).sum())
+        change = float(np.square(wanted - inputs, dtype=np.float64).sum())
         return off / change if change else off
 
 
-def watch(
-    runner: BlockRunner, block: Block, inputs: np.ndarray, *, held: int, whole: bool
-) -> tuple[dict[str, InputStatistics], np.ndarray]:
-    """Count the inputs of a block's linears over all windows but the last `held`.
+def watch(runner: BlockRunner, block: Block, parts: Iterable[np.ndarray], *, whole: bool) -> dict[str, InputStatistics]:
+    """Count the inputs of a block's linears.
 
     Parameters
     ----------
     runner : BlockRunner
     block : Block
-    inputs : float32 (windows, context, hidden_size)
-    held : int
-        Windows kept apart to judge by; if those are all, they are counted too.
+        For many tokens.
+    parts : iterable of float32 (windows, context, hidden_size)
+        What goes in, a part at a time; overwritten.
     whole : bool
         Whether all second moments are needed.
 
     Returns
     -------
-    statistics : dict of InputStatistics
-        By projection; those that share inputs share them.
-    outputs : float32 (held, context, hidden_size)
-        What the block makes of the windows kept apart.
+    dict of InputStatistics
+        By linear; those that share inputs share them.
     """
-    block = _for_many(block)
-    linears = _watched(block, whole=whole)
-    watched = _with(block, linears)
-    outputs = inputs[len(inputs) - held :].copy()
-    for x in runner.parts(inputs if held == len(inputs) else inputs[: len(inputs) - held]):
-        runner.run(watched, x.copy())
-    for x in runner.parts(outputs):
-        runner.run(block, x)
-    return _statistics(linears), outputs
+    linears = {name: _Watched(block.linears[name], _moments(block, name, whole=whole)) for name in _WATCHED}
+    watched = block.with_linears(linears)
+    for x in parts:
+        runner.run(watched, x)
+    return _statistics(linears)
 
 
-def _watched(block: Block, *, whole: bool) -> dict[str, _Watched]:
-    """Watch one of all linears that share their inputs."""
-    linears = {name: linear_of(block, name) for name in _WATCHED}
-    return {name: _Watched(linear, InputMoments(linear.shape[1], whole=whole)) for name, linear in linears.items()}
+def _moments(block: Block, name: str, *, whole: bool = False) -> InputMoments:
+    return InputMoments(block.linears[name].shape[1], whole=whole)
 
 
 def _statistics(linears: Mapping[str, _Watched]) -> dict[str, InputStatistics]:
-    """Statistics by projection; those that share inputs share them."""
+    """Statistics by linear; those that share inputs share them."""
     found = {name: linear.moments.statistics() for name, linear in linears.items()}
     return {shared: found[name] for name, sharing in _WATCHED.items() for shared in sharing}
 
@@ -224,13 +177,15 @@ def branch_shares(
         Energies by projection.
     shares : BranchShares
     """
-    linears = _watched(_for_many(block), whole=False)
-    watched = _with(_for_many(block), linears)
+    block = for_many(block)
+    kept: dict[str, list[np.ndarray]] = {"o": [], "down": []}
+    linears = {name: _Watched(block.linears[name], _moments(block, name), kept.get(name)) for name in _WATCHED}
+    watched = block.with_linears(linears)
     sums = np.zeros(4)
     for x in runner.parts(states):
         before = x.copy()
         runner.run(watched, x)
-        attention, mlp = (linears[name].outputs.pop().reshape(x.shape) for name in ("o", "down"))
+        attention, mlp = (outputs.pop().reshape(x.shape) for outputs in kept.values())
         sums += [float(np.square(y, dtype=np.float64).sum()) for y in (attention, before + attention, mlp, x)]
     shares = BranchShares(sums[0] / (sums[1] or 1.0), sums[2] / (sums[3] or 1.0))
     return _statistics(linears), shares

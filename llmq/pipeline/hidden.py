@@ -1,4 +1,4 @@
-"""Hidden states of a calibration text between two blocks: in memory, or in a file where they would take too much."""
+"""Hidden states of a calibration text between two blocks, saved so that a run can go on from there."""
 
 from __future__ import annotations
 
@@ -9,51 +9,69 @@ import numpy as np
 
 from llmq.checkpoint.faults import writing
 from llmq.plan.calibrated import HIDDEN_BYTES
+from llmq.runtime.states import HiddenStates
 from llmq.system.files import replace, sync_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from llmq.checkpoint.loaded import LoadedCheckpoint
 
-__all__ = ["HiddenStates", "embed"]
+__all__ = ["SavedStates", "embed"]
 
 _NAME: Final = "hidden-{}.f32"
 _FILE: Final = re.compile(r"hidden-(\d+)\.f32")
 
 
-def embed(loaded: LoadedCheckpoint, tokens: np.ndarray, states: np.ndarray) -> None:
-    """Write the embeddings of tokens, int64 (windows, context), into float32 (windows, context, hidden_size)."""
+def embed(loaded: LoadedCheckpoint, tokens: np.ndarray) -> np.ndarray:
+    """Embeddings of tokens, int64 (n,), in float32 (n, hidden_size)."""
     table = "model.embed_tokens.weight"
     name = table if table in loaded.source.tensors else "lm_head.weight"  # tied, and stored once
-    for window, ids in zip(states, tokens, strict=True):
-        window[:] = loaded.rows(name, ids)
+    return loaded.rows(name, tokens).astype(np.float32)
 
 
-class HiddenStates:
-    """The states that go into a block, float32 (windows, context, hidden_size), saved from block to block.
+class SavedStates:
+    """The states that go into a block, by windows of a text; saved from block to block.
 
     Parameters
     ----------
     folder : Path
         Where they are saved: scratch of the run.
     shape : (int, int, int)
+        `(windows, context, hidden_size)`.
 
     Attributes
     ----------
     layer : int
         The block that they go into.
+
+    Raises
+    ------
+    ResourceError
+        Not enough memory, or no room on the disk.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.layer = 0
         self._folder = folder
-        self._shape = shape
+        self.windows, self._context, self._width = shape
         self._bytes = 4 * int(np.prod(shape, dtype=np.int64))
-        self._mapped = self._bytes > HIDDEN_BYTES
-        with writing(folder):
-            working = np.memmap(folder / "hidden.work", np.float32, "w+", shape=shape) if self._mapped else None
-        self.array: np.ndarray = np.empty(shape, np.float32) if working is None else working
+        self._states = HiddenStates(self.windows * self._context, self._width, HIDDEN_BYTES, folder=folder)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A copy of windows `start` to `stop`, float32 (stop - start, context, hidden_size)."""
+        rows = self._states.read(start * self._context, stop * self._context)
+        return rows.reshape(-1, self._context, self._width).copy()
+
+    def write(self, start: int, x: np.ndarray) -> None:
+        """Keep windows from `start` on, float32 (n, context, hidden_size)."""
+        self._states.write(start * self._context, x.reshape(-1, self._width))
+
+    def parts(self, stop: int, windows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the windows before `stop`, some at a time, each time with the number of the first."""
+        for start in range(0, stop, windows):
+            yield start, self.read(start, min(start + windows, stop))
 
     def resume(self, complete: int) -> bool:
         """Read the states that an earlier run saved, if they go into a block up to `complete`; whether it did."""
@@ -62,7 +80,10 @@ class HiddenStates:
         if not layers:
             return False
         self.layer = max(layers)
-        self.array[:] = np.fromfile(found[self.layer], np.float32).reshape(self._shape)
+        size = self._context * self._width
+        with found[self.layer].open("rb") as file:
+            for window in range(self.windows):
+                self.write(window, np.fromfile(file, np.float32, size).reshape(1, self._context, self._width))
         return True
 
     def save(self, layer: int) -> None:
@@ -77,7 +98,8 @@ class HiddenStates:
         with writing(self._folder):
             part = target.with_suffix(".part")
             with part.open("wb") as file:
-                self.array.tofile(file)
+                for _, window in self.parts(self.windows, 1):
+                    window.tofile(file)
                 file.flush()
                 sync_file(file.fileno())
             replace(part, target)
@@ -86,8 +108,5 @@ class HiddenStates:
         self.layer = layer
 
     def close(self) -> None:
-        """Remove the working file; what was saved stays."""
-        if self._mapped:
-            del self.array
-            with writing(self._folder):
-                (self._folder / "hidden.work").unlink()
+        """Give memory or disk back; what was saved stays."""
+        self._states.close()

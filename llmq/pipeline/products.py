@@ -18,19 +18,19 @@ from llmq_kernels.quantize import dequantize
 if TYPE_CHECKING:
     from llmq.runtime.linear import Linear
 
-__all__ = ["PanelLinear"]
+__all__ = ["LinearAround", "PanelLinear"]
 
 _ELEMENTS: Final = 4 << 20
 """Elements of a weight that are widened at a time."""
 
 
 @dataclass(frozen=True, eq=False)
-class PanelLinear:
-    """A linear, dense or packed, whose activations stay exact.
+class LinearAround:
+    """A linear that stands for another one; how it multiplies is left to those who derive from it.
 
     Parameters
     ----------
-    linear : DenseLinear or PackedLinear
+    linear : Linear
     """
 
     linear: Linear
@@ -50,6 +50,15 @@ class PanelLinear:
         """As of the linear."""
         return self.linear.bias
 
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows by number, int64 (n,), as float32 (n, in_features)."""
+        return self.linear.rows(ids)
+
+
+@dataclass(frozen=True, eq=False)
+class PanelLinear(LinearAround):
+    """A linear, dense or packed, whose activations stay exact."""
+
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Multiply float32 (tokens, in_features); the result is float32 (tokens, out_features)."""
         rows, columns = self.shape
@@ -61,10 +70,6 @@ class PanelLinear:
         if self.bias is not None:
             y += self.bias
         return y
-
-    def rows(self, ids: np.ndarray) -> np.ndarray:
-        """Rows by number, int64 (n,), as float32 (n, in_features)."""
-        return self.linear.rows(ids)
 
     def _wide(self, part: slice) -> np.ndarray:
         """Some rows in float32."""

@@ -24,10 +24,18 @@ if TYPE_CHECKING:
     from llmq.checkpoint.source import Source
     from llmq.checkpoint.writer import CheckpointWriter
     from llmq.plan import Plan, TensorPlan
-    from llmq.spec import Watch
+    from llmq.spec import QuantizedTensor, Watch
     from llmq.system.progress import Progress
 
-__all__ = ["NonfiniteError", "bytes_to_read", "missing_outputs", "nonfinite_tensors", "refuse_nonfinite", "run_plan"]
+__all__ = [
+    "NonfiniteError",
+    "Sink",
+    "bytes_to_read",
+    "missing_outputs",
+    "nonfinite_tensors",
+    "refuse_nonfinite",
+    "run_plan",
+]
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -70,7 +78,7 @@ def run_plan(
                 _copy(tensor, blocks, behind, progress, checked=nonfinite == "error")
             else:
                 quantize = _Step(tensor, plan.recipe.method, watch)
-                _quantize(quantize, blocks, _Sink(tensor, missing, behind), progress)
+                _quantize(quantize, blocks, Sink(tensor, missing, behind), progress)
     source.check_unchanged()
 
 
@@ -159,19 +167,27 @@ def refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
         )
 
 
-class _Sink:
+class Sink:
     """Takes what one weight becomes, and passes on the parts that an earlier run has not written."""
 
-    def __init__(self, tensor: TensorPlan, missing: frozenset[str], behind: WriteBehind) -> None:
-        self._module = tensor.name.removesuffix(".weight")
+    def __init__(self, tensor: TensorPlan, missing: frozenset[str], writer: WriteBehind | CheckpointWriter) -> None:
+        self._tensor = tensor
         self._missing = missing
-        self._behind = behind
+        self._writer = writer
 
-    def write(self, suffix: str, array: np.ndarray) -> None:
-        """Append the next rows of a part."""
-        name = f"{self._module}.{suffix}"
+    def write(self, quantized: QuantizedTensor) -> None:
+        """Append the next rows."""
+        for suffix, array in encode(quantized).items():
+            self._write(suffix, array)
+
+    def finish(self) -> None:
+        """Write what all rows share."""
+        self._write("weight_shape", np.array(self._tensor.info.shape, "<i8"))
+
+    def _write(self, suffix: str, array: np.ndarray) -> None:
+        name = f"{self._tensor.name.removesuffix('.weight')}.{suffix}"
         if name in self._missing:
-            self._behind.write(name, np.ascontiguousarray(array))
+            self._writer.write(name, np.ascontiguousarray(array))
 
 
 @dataclass(frozen=True)
@@ -182,30 +198,30 @@ class _Step:
     method: str
     watch: Watch | None
 
-    def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Arrays by suffix that a block of rows becomes; FloatingPointError if it is not finite."""
+    def __call__(self, rows: np.ndarray) -> QuantizedTensor:
+        """What a block of rows becomes; FloatingPointError if it is not finite."""
         assert self.tensor.spec is not None
         quantized = METHODS[self.method].quantize(rows, self.tensor.spec)
         if self.watch is not None:
             self.watch(self.tensor.name, rows, quantized)
-        return encode(quantized)
+        return quantized
 
 
-def _quantize(step: _Step, blocks: Iterable[_Read], sink: _Sink, progress: Progress) -> None:
+def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progress) -> None:
     tensor = step.tensor
     found = np.zeros(2, np.int64)
     for raw, release in blocks:
-        arrays: dict[str, np.ndarray] = {}
+        quantized = None
         try:
             if not found.any():
-                arrays = step(_rows(raw, tensor))
+                quantized = step(_rows(raw, tensor))
         except FloatingPointError:
             pass
-        if not arrays:
+        if quantized is None:
             found += _count_nonfinite(raw, tensor)
         release()
-        for suffix, array in arrays.items():
-            sink.write(suffix, array)
+        if quantized is not None:
+            sink.write(quantized)
         progress.advance(raw.size)
     refuse_nonfinite(tensor, *found.tolist())
-    sink.write("weight_shape", np.array(tensor.info.shape, "<i8"))
+    sink.finish()

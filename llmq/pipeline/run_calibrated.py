@@ -14,11 +14,10 @@ from llmq.architectures import decoder_config
 from llmq.checkpoint.journal import Scratch
 from llmq.checkpoint.loaded import LoadedCheckpoint
 from llmq.errors import InputError
-from llmq.formats.compressed_tensors import encode
 from llmq.methods import METHODS
-from llmq.pipeline.block import PROJECTIONS, BlockRunner, linear_of, packed_block, watch
-from llmq.pipeline.hidden import HiddenStates, embed
-from llmq.pipeline.run import bytes_to_read, missing_outputs, refuse_nonfinite, run_plan
+from llmq.pipeline.block import PROJECTIONS, BlockRunner, for_many, watch
+from llmq.pipeline.hidden import SavedStates, embed
+from llmq.pipeline.run import Sink, bytes_to_read, missing_outputs, refuse_nonfinite, run_plan
 from llmq.runtime.assemble import assemble_block
 from llmq.runtime.linear import DenseLinear
 from llmq.runtime.weights import Weights
@@ -92,7 +91,8 @@ def run_calibrated(
         As for `run_plan`; or the model itself makes NaN or infinity of the text.
     """
     blocks = _blocks(plan)
-    outside = tuple(t for t in plan.tensors if not any(t in tensors for tensors in blocks))
+    inside = {tensor.name for tensors in blocks for tensor in tensors}
+    outside = tuple(tensor for tensor in plan.tensors if tensor.name not in inside)
     others = replace(plan, recipe=replace(plan.recipe, method=_DATA_FREE), tensors=outside)
     progress.start("quantizing", bytes_to_read(others, writer))
     run_plan(others, source, writer, progress, nonfinite=nonfinite)
@@ -139,8 +139,7 @@ class _CalibratedRun:
         windows, context = calibration.tokens.shape
         self._context = context
         self._held = max(1, windows // _HELD)
-        folder = Scratch(writer.folder).shards
-        self._hidden = HiddenStates(folder, (windows, context, self._config.hidden_size))
+        self._hidden = SavedStates(Scratch(writer.folder).shards, (windows, context, self._config.hidden_size))
 
     def close(self) -> None:
         """Give files back; what an interrupted run needs stays."""
@@ -152,26 +151,27 @@ class _CalibratedRun:
         while complete < len(blocks) and not any(missing_outputs(t, self._writer) for t in blocks[complete]):
             complete += 1
         if not self._hidden.resume(complete):
-            self._embed()
+            for number, ids in enumerate(self._calibration.tokens):
+                self._hidden.write(number, embed(self._loaded, ids)[None])
         return self._hidden.layer
-
-    def _embed(self) -> None:
-        embed(self._loaded, self._calibration.tokens, self._hidden.array)
 
     def block(self, layer: int, tensors: Sequence[TensorPlan], progress: Progress) -> BlockResult:
         """Quantize a block, write it, and take the hidden states through it."""
         method = METHODS[self._plan.recipe.method]
         block = assemble_block(self._config, Weights(self._loaded, None, "float32"), layer)
         runner = BlockRunner(self._config, layer, self._context)
-        states = self._hidden.array
         self._check(block, tensors)
-        statistics, wanted = watch(runner, block, states, held=self._held, whole=method.needs == "moments")
+        states, count = self._hidden, self._hidden.windows
+        inputs, original = states.read(count - self._held, count), for_many(block)
+        # A single window is counted and judged by.
+        counted = (x for _, x in states.parts(count - self._held or count, runner.windows))
+        statistics = watch(runner, original, counted, whole=method.needs == "moments")
+        wanted = runner.outputs(original, inputs)
         if not np.isfinite(wanted).all():
             raise InputError(f"block {layer} makes NaN or infinity of the text", file=self._loaded.source.label)
-        inputs = states[len(states) - self._held :]
-        free_error = runner.error(packed_block(block, self._quantize(block, tensors, {}, _DATA_FREE)), inputs, wanted)
+        free_error = runner.error(for_many(block, self._quantize(block, tensors, {}, _DATA_FREE)), inputs, wanted)
         chosen = self._quantize(block, tensors, statistics, self._plan.recipe.method, progress)
-        error = runner.error(packed_block(block, chosen), inputs, wanted)
+        error = runner.error(for_many(block, chosen), inputs, wanted)
         result = BlockResult(layer, self._plan.recipe.method, error, free_error)
         if tensors and not error <= free_error:
             chosen = self._quantize(block, tensors, {}, _DATA_FREE)  # again: both would take memory meanwhile
@@ -181,10 +181,10 @@ class _CalibratedRun:
                 layer, self._plan.recipe.method, _DATA_FREE, error, free_error,
             )  # fmt: skip
         self._write(tensors, chosen)
-        final = packed_block(block, chosen)
-        for x in runner.parts(states):
-            runner.run(final, x)
-        self._hidden.save(layer + 1)
+        final = for_many(block, chosen)
+        for start, x in states.parts(count, runner.windows):
+            states.write(start, runner.run(final, x))
+        states.save(layer + 1)
         return result
 
     def _check(self, block: Block, tensors: Sequence[TensorPlan]) -> None:
@@ -215,15 +215,12 @@ class _CalibratedRun:
 
     def _write(self, tensors: Sequence[TensorPlan], weights: dict[str, QuantizedTensor]) -> None:
         for tensor in tensors:
-            missing, module = missing_outputs(tensor, self._writer), tensor.name.removesuffix(".weight")
-            arrays = encode(weights[_projection(tensor)])
-            arrays["weight_shape"] = np.array(tensor.info.shape, "<i8")
-            for suffix, array in arrays.items():
-                if f"{module}.{suffix}" in missing:
-                    self._writer.write(f"{module}.{suffix}", np.ascontiguousarray(array))
+            sink = Sink(tensor, missing_outputs(tensor, self._writer), self._writer)
+            sink.write(weights[_projection(tensor)])
+            sink.finish()
 
 
 def _weight(block: Block, tensor: TensorPlan) -> np.ndarray:
-    linear = linear_of(block, _projection(tensor))
+    linear = block.linears[_projection(tensor)]
     assert isinstance(linear, DenseLinear)
     return linear.weight

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from llmq.architectures import decoder_config
 from llmq.checkpoint.loaded import LoadedCheckpoint
 from llmq.pipeline.block import PROJECTIONS, BlockRunner, branch_shares
 from llmq.pipeline.hidden import embed
+from llmq.plan.priors import PATTERN
 from llmq.runtime.assemble import assemble_block
 from llmq.runtime.weights import Weights
 from llmq_kernels.jit import threads
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llmq.checkpoint.source import Source
     from llmq.pipeline.calibration import Calibration
     from llmq.system.progress import Progress
 
 __all__ = ["Share", "measure_shares"]
-
-_PATTERN: Final = 0.5
-"""Queries and keys only decide where values come from: their errors count half."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +69,7 @@ def measure_shares(source: Source, calibration: Calibration, progress: Progress)
     """
     config, loaded = decoder_config(source.config), LoadedCheckpoint(source)
     windows, context = calibration.tokens.shape
-    states = np.empty((windows, context, config.hidden_size), np.float32)
-    embed(loaded, calibration.tokens, states)
+    states = embed(loaded, calibration.tokens.reshape(-1)).reshape(windows, context, -1)
     found = {}
     progress.start("measuring shares", config.n_layers, "blocks")
     for layer in range(config.n_layers):
@@ -80,7 +78,7 @@ def measure_shares(source: Source, calibration: Calibration, progress: Progress)
             statistics, branches = branch_shares(BlockRunner(config, layer, context), block, states)
         for module, name in PROJECTIONS.items():
             share = branches.attention if module.startswith("self_attn") else branches.mlp
-            share *= _PATTERN if name in ("q", "k") else 1.0
+            share *= PATTERN if name in ("q", "k") else 1.0
             found[f"model.layers.{layer}.{module}.weight"] = Share(statistics[name].energy, share)
         del block  # before the next is read
         progress.advance(1)

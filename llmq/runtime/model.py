@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from llmq.errors import InputError, UsageError
+from llmq.errors import UsageError
 from llmq.runtime.cache import KVCache
 from llmq.runtime.conversation import Conversation
 from llmq.runtime.generation import Generation, TextStream
 from llmq.runtime.sampling import Sampling, sample
-from llmq.runtime.text import encode, load_tokenizer
+from llmq.runtime.text import check_ids, encode, load_tokenizer
 from llmq_kernels.crew import muster
 from llmq_kernels.jit import threads
 
@@ -219,7 +219,7 @@ class Model:
         stops = self._configured_stops if stop_tokens is None else frozenset(stop_tokens)
         return Generation(
             self,
-            self._ids(tokens).tolist(),
+            check_ids(tokens, self.config.vocab_size).tolist(),
             max_tokens=max_tokens,
             sampling=sampling or Sampling(),
             stop_tokens=stops,
@@ -263,19 +263,10 @@ class Model:
         return Conversation(self, system)
 
     def _prepare(self, tokens: Sequence[int] | np.ndarray, cache: KVCache | None) -> tuple[np.ndarray, KVCache]:
-        ids = self._ids(tokens)
+        ids = check_ids(tokens, self.config.vocab_size)
         cache = self.new_cache(ids.size) if cache is None else cache
         length = cache.length + ids.size
         if self.context is not None and length > self.context and not self._warned:
             self._warned = True
             _log.warning("%d tokens are more than the context of %d the model was made for", length, self.context)
         return ids, cache
-
-    def _ids(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise UsageError("tokens must be a list of integers", found=f"{ids.dtype} of shape {ids.shape}")
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            wrong = int(ids.min() if ids.min() < 0 else ids.max())
-            raise InputError("no such token", expected=f"0 to {self.config.vocab_size - 1}", found=wrong)
-        return ids.astype(np.int64)

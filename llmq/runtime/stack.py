@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from llmq.errors import UnsupportedError
 from llmq.runtime.linear import Fan
@@ -16,6 +16,8 @@ from llmq_kernels.norm import add_norm, rms_norm
 from llmq_kernels.swiglu import swiglu
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from llmq.architectures import DecoderConfig
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from llmq.runtime.linear import Linear
 
 __all__ = ["Attention", "Block", "Mlp", "Stack"]
+
+_ATTENTION: Final = ("q", "k", "v", "o")
+_MLP: Final = ("gate", "up", "down")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +81,21 @@ class Block:
     mlp: Mlp
 
     @property
+    def linears(self) -> dict[str, Linear]:
+        """Its linears by name: `q`, `k`, `v`, `o`, `gate`, `up` and `down`."""
+        parts = ((self.attention, _ATTENTION), (self.mlp, _MLP))
+        return {name: getattr(part, name) for part, names in parts for name in names}
+
+    def with_linears(self, linears: Mapping[str, Any]) -> Block:
+        """The same block with other linears in place of those of the same names."""
+        own, mlp = ({name: linears[name] for name in names if name in linears} for names in (_ATTENTION, _MLP))
+        return replace(self, attention=replace(self.attention, **own), mlp=replace(self.mlp, **mlp))
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """What decides which kernels it runs."""
-        own, mlp = self.attention, self.mlp
-        linears = own.q, own.k, own.v, own.o, mlp.gate, mlp.up, mlp.down
-        return own.window is None, own.q_norm is None, *(linear.kind for linear in linears)
+        own = self.attention
+        return own.window is None, own.q_norm is None, *(linear.kind for linear in self.linears.values())
 
 
 @dataclass(frozen=True, eq=False)

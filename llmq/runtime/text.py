@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from llmq.errors import InputError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Detokenizer", "encode", "encode_chat", "load_tokenizer"]
+__all__ = ["Detokenizer", "check_ids", "encode", "encode_chat", "load_tokenizer"]
 
 _QUIET: Final = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -50,6 +52,25 @@ def _import_transformers() -> Any:
         else:
             os.environ[_QUIET] = before
     return transformers
+
+
+def check_ids(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """Token ids that a model of `vocab_size` tokens has, int64 (n,).
+
+    Raises
+    ------
+    UsageError
+        Not a list of integers.
+    InputError
+        A token that the model has not.
+    """
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise UsageError("tokens must be a list of integers", found=f"{ids.dtype} of shape {ids.shape}")
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        raise InputError("no such token", expected=f"0 to {vocab_size - 1}", found=wrong)
+    return ids.astype(np.int64)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -164,7 +164,7 @@ def pair(request, write_pico, tmp_path):
 def test_block_by_block_is_as_good_as_window_by_window(pair, in_file, monkeypatch):
     model, base = pair
     if in_file:
-        monkeypatch.setattr("llmq.evaluate.memory.STATES_BYTES", 0)
+        monkeypatch.setattr("llmq.evaluate.memory.HIDDEN_BYTES", 0)
     tokens = np.random.default_rng(0).integers(2, 96, 150)
     found = evaluate(model, tokens, context=60, base=base)
     losses, kl = [], []

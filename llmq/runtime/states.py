@@ -21,13 +21,14 @@ __all__ = ["HiddenStates"]
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[None]:
-    """Turn errors of the system, met in the folder for temporary files, into ours."""
+def _scratch(folder: Path | None) -> Iterator[None]:
+    """Turn errors of the system, met in a folder, or in the one for temporary files, into ours."""
     try:
-        with writing(Path(tempfile.gettempdir())):
+        with writing(folder or Path(tempfile.gettempdir())):
             yield
     except (ResourceError, UsageError) as error:
-        error.hint = "set TMPDIR to a folder with more room"
+        if folder is None:
+            error.hint = "set TMPDIR to a folder with more room"
         raise
 
 
@@ -42,7 +43,9 @@ class HiddenStates:
     rows, width : int
         Positions and elements of each.
     budget : int
-        Bytes that they may take in memory; where they take more, they go to the folder for temporary files.
+        Bytes that they may take in memory; where they take more, they go to a file.
+    folder : Path, optional
+        Where that file is; the folder for temporary files by default.
 
     Raises
     ------
@@ -50,8 +53,8 @@ class HiddenStates:
         Not enough memory, or no room on the disk.
     """
 
-    def __init__(self, rows: int, width: int, budget: int) -> None:
-        self._width = width
+    def __init__(self, rows: int, width: int, budget: int, *, folder: Path | None = None) -> None:
+        self._width, self._folder = width, folder
         size = 4 * rows * width
         self.in_file = size > budget
         if not self.in_file:
@@ -61,8 +64,8 @@ class HiddenStates:
                 hint = "a smaller --max-memory puts them into a file"
                 raise ResourceError("not enough memory for hidden states", found=f"{size} bytes", hint=hint) from None
             return
-        with _scratch():
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed with these states)
+        with _scratch(folder):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with these states)
             try:
                 preallocate(self._file.fileno(), size)
             except BaseException:
@@ -80,7 +83,7 @@ class HiddenStates:
     def write(self, start: int, x: np.ndarray) -> None:
         """Keep rows from `start` on, float32 (n, width), C-contiguous. Raises ResourceError where that fails."""
         if self.in_file:
-            with _scratch():
+            with _scratch(self._folder):
                 pwrite(self._file.fileno(), x.reshape(-1).view(np.uint8).data, 4 * start * self._width)
         elif not np.shares_memory(x, self._array):
             self._array[start : start + len(x)] = x

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from llmq.errors import ResourceError
-from llmq.evaluate import states as module
-from llmq.evaluate.states import HiddenStates
+from llmq.runtime import states as module
+from llmq.runtime.states import HiddenStates
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])
