@@ -8,17 +8,19 @@ the scale is fitted too. With `p = 3/4` the powers are square roots, which are t
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numpy as np
 
 from llmq_kernels.floats import round_scale, scale_value, source_bits, store_scale
 from llmq_kernels.jit import jit
-from llmq_kernels.layout import SCALE_KINDS, Grid
 from llmq_kernels.quantize_rows import zero_of
-from llmq_kernels.ranges import range_scales
+from llmq_kernels.ranges import group_views, range_scales
 from llmq_kernels.widening import widen_run
+
+if TYPE_CHECKING:
+    from llmq_kernels.layout import Grid
 
 __all__ = ["half_quadratic_reference", "half_quadratic_scales"]
 
@@ -38,6 +40,7 @@ def half_quadratic_reference(group: np.ndarray, grid: Grid, start: tuple[float, 
 
     Examples
     --------
+    >>> from llmq_kernels.layout import Grid
     >>> half_quadratic_reference(np.array([-1.0, 1.0, 0.0, 1.9]), Grid(2, 4), (1.0, 2.0))
     (1.0, 2.0)
     """
@@ -165,8 +168,6 @@ def half_quadratic_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, n
     """
     bits, source_kind = source_bits("weight", weight)
     scale, zero_point = range_scales(weight, grid)
-    groups = bits.reshape(-1, grid.group_size)
-    flat = scale.reshape(len(groups), 2 if grid.scale_kind == SCALE_KINDS["float32"] else 1)
-    zeros = np.empty((0, 0), np.uint8) if zero_point is None else zero_point.reshape(-1, 1)
+    groups, flat, zeros = group_views(bits, grid, (scale, zero_point))
     _split(groups, (grid.bits, int(grid.narrow), grid.scale_kind), source_kind, flat, zeros)
     return scale, zero_point

@@ -9,7 +9,15 @@ from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
 from llmq_kernels.quantize_rows import run_rows
 
-__all__ = ["choose_and_pack", "divisor", "new_scales", "range_reference", "range_scales", "stored_scales"]
+__all__ = [
+    "choose_and_pack",
+    "divisor",
+    "group_views",
+    "new_scales",
+    "range_reference",
+    "range_scales",
+    "stored_scales",
+]
 
 
 def range_reference(group: np.ndarray, bits: int, symmetric: bool, narrow: bool) -> tuple[float, float]:
@@ -99,6 +107,32 @@ def choose_and_pack(weight: np.ndarray, grid: Grid, packed: np.ndarray | None) -
     if tops.size and tops.max() >= INFINITE:
         raise FloatingPointError("weight holds NaN or infinity")
     return scale, zeros
+
+
+def group_views(
+    bits: np.ndarray, grid: Grid, scales: tuple[np.ndarray, np.ndarray | None]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Look at the rows of a matrix and their scales as one list of groups.
+
+    Parameters
+    ----------
+    bits : uint16 or uint32 (rows, columns)
+        Bits of floats, C-contiguous.
+    grid : Grid
+    scales : (uint16 (rows, n_groups or 2 * n_groups), uint8 (rows, n_groups) or None)
+        Scales and zero points, as of `range_scales`.
+
+    Returns
+    -------
+    groups : (rows * n_groups, group_size)
+    scale : uint16 (rows * n_groups, 1 or 2)
+    zero_point : uint8 (rows * n_groups, 1) or (0, 0)
+        Views: what is written to them is written to `scales`.
+    """
+    scale, zero_point = scales
+    groups = bits.reshape(-1, grid.group_size)
+    zeros = np.empty((0, 0), np.uint8) if zero_point is None else zero_point.reshape(-1, 1)
+    return groups, scale.reshape(len(groups), 2 if grid.scale_kind == SCALE_KINDS["float32"] else 1), zeros
 
 
 @jit

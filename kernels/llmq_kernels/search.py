@@ -23,11 +23,18 @@ from llmq_kernels.floats import (
 )
 from llmq_kernels.jit import jit
 from llmq_kernels.lanes import LANES, fill_tile, fit_sums, measure
-from llmq_kernels.layout import SCALE_KINDS, Grid, midpoint
+from llmq_kernels.layout import Grid, midpoint
 from llmq_kernels.quantize_rows import zero_of
 from llmq_kernels.range_rows import group_range
-from llmq_kernels.ranges import range_scales
-from llmq_kernels.search_weights import choose_weighing, element_weight, group_spread, weigh_tile, weights_reference
+from llmq_kernels.ranges import group_views, range_scales
+from llmq_kernels.search_weights import (
+    EVEN,
+    choose_weighing,
+    element_weight,
+    group_spread,
+    weigh_tile,
+    weights_reference,
+)
 from llmq_kernels.widening import widen_run
 
 __all__ = ["search_reference", "search_scales"]
@@ -237,7 +244,7 @@ def _search_part(
     span = levels - np.float32(narrow)
     x = np.empty((LANES, group_size), np.float32)
     tile = np.empty(((group_size + 3) // 4 * 4, LANES), np.float32)
-    weights = np.empty_like(tile)
+    weights = np.ones_like(tile)
     work = np.empty(_ROWS * LANES, np.float32)
     n_candidates = factors.shape[0] + 1
     shape = (n_candidates, LANES)
@@ -245,7 +252,8 @@ def _search_part(
     best = np.empty((3, LANES), np.float32)
     for first in range(start, min(start + _TILES * LANES, n_groups), LANES):
         _load(groups, source_kind, first, x, tile, work)
-        weigh_tile(tile, (first, group_size), weighing, weights)
+        if weighing[0] != EVEN:
+            weigh_tile(tile, (first, group_size), weighing, weights)
         _start(work, first, form, scales, table)
         if scales[1].shape[0] == 0:
             _propose_symmetric(work, factors, signed, kind, table)
@@ -342,12 +350,10 @@ def search_scales(
     bits, source_kind = source_bits("weight", weight)
     weighing = choose_weighing(grid.bits, energy, bits.shape[1])
     scale, zero_point = range_scales(weight, grid)
-    groups = bits.reshape(-1, grid.group_size)
-    flat = scale.reshape(len(groups), 2 if grid.scale_kind == SCALE_KINDS["float32"] else 1)
+    groups, flat, zeros = group_views(bits, grid, (scale, zero_point))
     if grid.bits == 1 and grid.symmetric:
         _search_signs(groups, source_kind, grid.scale_kind, weighing, flat)
         return scale, None
-    zeros = np.empty((0, 0), np.uint8) if zero_point is None else zero_point.reshape(-1, 1)
     signed = grid.signed and grid.symmetric and not grid.narrow
     form = (grid.bits, int(grid.narrow), int(signed), grid.scale_kind)
     _search(groups, form, source_kind, candidates(grid), weighing, (flat, zeros))

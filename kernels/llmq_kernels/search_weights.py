@@ -13,11 +13,13 @@ import numpy as np
 from llmq_kernels.jit import jit
 from llmq_kernels.lanes import LANES
 
-__all__ = ["choose_weighing", "element_weight", "group_spread", "weigh_tile", "weights_reference"]
+__all__ = ["EVEN", "choose_weighing", "element_weight", "group_spread", "weigh_tile", "weights_reference"]
 
-_EVEN: Final = 0  # all errors weigh the same,
-_MAGNITUDE: Final = 1  # more where weights are large,
-_ENERGY: Final = 2  # or also by the energy of the inputs they meet
+EVEN: Final = 0
+"""All errors weigh the same."""
+
+_MAGNITUDE: Final = 1  # more where weights are large
+_ENERGY: Final = 2  # and by the energy of the inputs they meet
 
 _MAGNITUDE_BITS: Final = (2, 3)
 """Bits at which errors of large weights count more where no energies are given: measured on a trained model, whose
@@ -46,7 +48,7 @@ def weights_reference(group: np.ndarray, bits: int, energy: np.ndarray | None = 
 def element_weight(x: Any, spread: Any, weighing: tuple[int, np.ndarray], place: int) -> Any:
     """What the error of one element weighs, the one at `place` along all rows, in a group of `group_spread`."""
     mode, energy = weighing
-    if mode == _EVEN:
+    if mode == EVEN:
         return np.float32(1.0)
     if mode == _MAGNITUDE:
         return np.sqrt(spread) + abs(x)
@@ -107,7 +109,7 @@ def choose_weighing(bits: int, energy: np.ndarray | None, columns: int) -> tuple
         Energies of another shape or dtype, negative ones, NaN or infinity.
     """
     if energy is None:
-        return _MAGNITUDE if bits in _MAGNITUDE_BITS else _EVEN, np.empty(0, np.float32)
+        return _MAGNITUDE if bits in _MAGNITUDE_BITS else EVEN, np.empty(0, np.float32)
     if energy.dtype != np.float32 or energy.shape != (columns,):
         raise ValueError(f"energy must be float32 ({columns},), not {energy.dtype} {energy.shape}")
     if not (np.isfinite(energy).all() and (energy >= 0).all()):
