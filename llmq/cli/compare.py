@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import json_option, report_option, save_option, threads_option
+from llmq.cli.options import json_option, measures_for, report_option, save_option, threads_option
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 
@@ -49,14 +49,15 @@ def command(
     folders = [_certifiable(source, output) for output in outputs] if options["save"] else []
     prepare_kernels(threads)
     from llmq.checkpoint.certificate import add_comparison
-    from llmq.report import Measures, compare_contents, write_page
 
-    measures = Measures() if report_file else None
+    measures = measures_for(report_file)
     compared = [_compare(source, output, measures if i == 0 else None) for i, output in enumerate(outputs)]
     results = [found.to_json() | sizes for found, sizes, _ in compared]
     for folder, result in zip(folders, results, strict=False):
         add_comparison(folder, result)
     if report_file and measures is not None:
+        from llmq.report import compare_contents, write_page
+
         write_page(report_file, compare_contents(source, results, compared[0][2], measures))
     if as_json:
         print_json(results[0] if len(results) == 1 else {"outputs": results})

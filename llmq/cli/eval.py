@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from llmq.checkpoint.text_files import read_utf8
 from llmq.cli.kernels import prepare_kernels
 from llmq.cli.options import (
     compute_option,
@@ -25,7 +26,7 @@ from llmq.cli.output import print_json
 from llmq.cli.progress import activity, show_progress
 from llmq.cli.results import read_evaluations
 from llmq.cli.sizes import SIZE
-from llmq.errors import InputError, UsageError
+from llmq.errors import UsageError
 from llmq.sample import heldout_text
 from llmq.system.memory import PeakMemory
 
@@ -139,10 +140,7 @@ def _read(text: Path | None) -> str:
     if text is None:
         _log.info("hint: no --text: the bundled one is scored, which says little of models that are not in English")
         return heldout_text()
-    try:
-        return text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error.reason} at byte {error.start}", file=text) from None
+    return read_utf8(text)
 
 
 def _load_base(base: str, content: str, tokens: np.ndarray) -> Model:

@@ -12,11 +12,14 @@ from llmq.cli.sizes import SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmq.report import Measures
+
 __all__ = [
     "budget_options",
     "compute_option",
     "json_option",
     "kv_bits_option",
+    "measures_for",
     "model_argument",
     "report_option",
     "sampling_options",
@@ -105,6 +108,15 @@ def report_option(command: _Command) -> _Command:
         metavar="FILE.html",
         help="Write a page with tables and pictures: one file that needs no network.",
     )(command)
+
+
+def measures_for(report_file: Path | None) -> Measures | None:
+    """What gathers figures for a report, if one is wanted."""
+    if report_file is None:
+        return None
+    from llmq.report import Measures
+
+    return Measures()
 
 
 def save_option(command: _Command) -> _Command:

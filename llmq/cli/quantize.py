@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import budget_options, json_option, model_argument, report_option, threads_option
+from llmq.cli.options import budget_options, json_option, measures_for, model_argument, report_option, threads_option
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import SIZE, format_size
@@ -145,7 +145,7 @@ def command(as_json: bool, no_resume: bool, report_file: Path | None, **flags: A
         prepare_kernels(flags["threads"])
     from llmq.pipeline import quantize
 
-    measures = _measures() if report_file else None
+    measures = measures_for(report_file)
     with show_progress() as progress, _stoppable():
         try:
             report = quantize(**flags, resume=not no_resume, progress=progress, watch=measures)
@@ -161,12 +161,6 @@ def command(as_json: bool, no_resume: bool, report_file: Path | None, **flags: A
         _print_plan(report)
     else:
         _print_summary(report)
-
-
-def _measures() -> Measures:
-    from llmq.report import Measures
-
-    return Measures()
 
 
 def _write_report(

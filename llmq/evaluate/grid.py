@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from llmq_kernels.layout import midpoint
+
 if TYPE_CHECKING:
     from llmq.spec import QuantizedTensor
 
@@ -42,8 +44,11 @@ def positions(rows: np.ndarray, quantized: QuantizedTensor) -> np.ndarray:
     spec = quantized.spec
     groups = rows.astype(np.float32).reshape(len(rows), -1, spec.group_size)
     scale = quantized.scale.astype(np.float32)[:, :, None]
-    middle = np.float32(2.0 ** (spec.bits - 1) if spec.bits > 1 else 0.5)
-    zero = middle if quantized.zero_point is None else quantized.zero_point.astype(np.float32)[:, :, None]
+    zero = (
+        np.float32(midpoint(spec.bits))
+        if quantized.zero_point is None
+        else quantized.zero_point.astype(np.float32)[:, :, None]
+    )
     with np.errstate(over="ignore"):  # cut off below
         steps = groups / np.where(scale == 0.0, np.float32(np.inf), scale)
     placed: np.ndarray = np.clip(steps + zero, -_FAR, _FAR).astype(np.float32).reshape(rows.shape)

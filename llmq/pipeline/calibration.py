@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from llmq.checkpoint.text_files import read_utf8
 from llmq.errors import InputError, UsageError
 from llmq.plan.calibrated import WINDOW
 from llmq.runtime.text import encode, load_tokenizer
@@ -43,6 +44,11 @@ class Calibration:
     text: str
     sha256: str
 
+    def first(self, tokens: int) -> Calibration:
+        """The windows of at most so many tokens from the beginning on, and one at least."""
+        windows = self.tokens[: max(1, tokens // self.tokens.shape[1])]
+        return Calibration(windows, self.text, _sha256(windows))
+
     def identity(self) -> dict[str, Any]:
         """What a run must share with another to go on with it."""
         return {"tokens": list(self.tokens.shape), "sha256": self.sha256}
@@ -68,7 +74,8 @@ def read_calibration(folder: Path, config: DecoderConfig, text: Path | None, tok
     InputError
         The text cannot be read, is not UTF-8, or has tokens that the model has not; or the model has no tokenizer.
     """
-    ids = np.array(encode(load_tokenizer(folder), _read(text)), np.int64)[:tokens]
+    content = calibration_text() if text is None else read_utf8(text)
+    ids = np.array(encode(load_tokenizer(folder), content), np.int64)[:tokens]
     if ids.size < _FEWEST:
         raise UsageError("too little text to calibrate on", file=text, expected=f"{_FEWEST} tokens", found=ids.size)
     if int(ids.max()) >= config.vocab_size:
@@ -80,15 +87,8 @@ def read_calibration(folder: Path, config: DecoderConfig, text: Path | None, tok
         )
     context = min(WINDOW, config.max_position_embeddings, ids.size)
     windows = ids[: ids.size // context * context].reshape(-1, context)
-    return Calibration(windows, BUNDLED if text is None else text.name, hashlib.sha256(windows.tobytes()).hexdigest())
+    return Calibration(windows, BUNDLED if text is None else text.name, _sha256(windows))
 
 
-def _read(text: Path | None) -> str:
-    if text is None:
-        return calibration_text()
-    try:
-        return text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error.reason} at byte {error.start}", file=text) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=text) from None
+def _sha256(tokens: np.ndarray) -> str:
+    return hashlib.sha256(tokens.tobytes()).hexdigest()

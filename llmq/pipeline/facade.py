@@ -20,7 +20,7 @@ from llmq.pipeline.texts import choose_texts
 from llmq.plan import build_plan
 from llmq.plan.calibrated import with_calibration
 from llmq.plan.goals import make_goal
-from llmq.plan.recipe_files import RECIPE_FILE, check_replay, read_recipe, recipe_json, refuse_beside_recipe
+from llmq.plan.recipe_files import RECIPE_FILE, check_replay, recipe_json, replay_recipe
 from llmq.plan.recipes import make_recipe
 from llmq.spec import Assigned
 from llmq.system.memory import PeakMemory
@@ -166,15 +166,12 @@ def quantize(
         target=target,
     )
     if recipe is not None:
-        refuse_beside_recipe(
-            {
-                "--bits": bits, "--group-size": group_size, "--asymmetric": not symmetric, "--range": range != "full",
-                "--lm-head": lm_head, "--embeddings": embeddings != "keep", "--ignore": ignore, "--set": overrides,
-                "--for": target != "llmq", "--target-size, --target-bpw or --ram": goal,
-            }
-        )  # fmt: skip
-        wanted = read_recipe(Path(recipe))
-        wanted = replace(wanted, method=method) if method else wanted
+        beside = {
+            "--bits": bits, "--group-size": group_size, "--asymmetric": not symmetric, "--range": range != "full",
+            "--lm-head": lm_head, "--embeddings": embeddings != "keep", "--ignore": ignore, "--set": overrides,
+            "--for": target != "llmq", "--target-size, --target-bpw or --ram": goal,
+        }  # fmt: skip
+        wanted = replay_recipe(Path(recipe), method, beside=beside)
     else:
         wanted = make_recipe(
             bits=bits,
@@ -225,7 +222,7 @@ def _planned(run: _Run, recipe: Recipe, source: FolderSource, texts: Texts, *, d
     if texts.method is not None:
         plan = with_calibration(plan, source.config, texts.method.tokens, run.max_memory)
     calibration = texts.method.read(source) if texts.method and not dry_run else None
-    importance, plan = texts.for_shares(source, plan, run.max_memory)
+    importance, plan = texts.for_shares(source, plan, run.max_memory, calibration)
     identify = partial(
         identity_of,
         source=source,

@@ -62,10 +62,13 @@ class Texts:
     shares: Text | None
     insists: bool
 
-    def for_shares(self, source: FolderSource, plan: Plan, max_memory: int | None) -> tuple[Calibration | None, Plan]:
+    def for_shares(
+        self, source: FolderSource, plan: Plan, max_memory: int | None, calibration: Calibration | None = None
+    ) -> tuple[Calibration | None, Plan]:
         """Read the text that tells how much weights matter, and count the memory of taking it through the model.
 
-        None, with a notice, where that cannot be done and priors may stand in.
+        Where the method's was read, this is its beginning. None, with a notice, where that cannot be done and priors
+        may stand in.
 
         Raises
         ------
@@ -84,7 +87,8 @@ class Texts:
                     found=f"{max_memory >> 20} MiB",
                     hint=f"--max-memory {-(-need >> 20)}MiB, or --importance priors",
                 )
-            return self.shares.read(source), replace(plan, predicted_peak_bytes=max(plan.predicted_peak_bytes, need))
+            read = self.shares.read(source) if calibration is None else calibration.first(self.shares.tokens)
+            return read, replace(plan, predicted_peak_bytes=max(plan.predicted_peak_bytes, need))
         except (UnsupportedError, InputError, ResourceError) as error:
             if self.insists or _is_about(error, self.shares.path):
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import llmq
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llmq.plan.plan import Plan
 
-__all__ = ["RECIPE_FILE", "check_replay", "read_recipe", "recipe_json", "refuse_beside_recipe"]
+__all__ = ["RECIPE_FILE", "check_replay", "read_recipe", "recipe_json", "replay_recipe"]
 
 RECIPE_FILE: Final = "recipe.json"
 """Its name in an output."""
@@ -110,17 +110,30 @@ def _assigned(name: str, options: Any, base: QuantSpec) -> Assigned:
     return Assigned(name, spec.bits, spec.group_size, spec.symmetric)
 
 
-def refuse_beside_recipe(flags: Mapping[str, Any]) -> None:
-    """Refuse flags, by name with their values, that say what a recipe says already.
+def replay_recipe(path: Path, method: str | None, *, beside: Mapping[str, Any]) -> Recipe:
+    """Read what an earlier run did.
+
+    Parameters
+    ----------
+    path : Path
+        As for `read_recipe`.
+    method : str or None
+        Instead of the recipe's.
+    beside : mapping
+        Flags, by name with their values, that say what a recipe says already.
 
     Raises
     ------
     UsageError
-        The first that was given.
+        One of those was given.
+    LlmqError
+        As for `read_recipe`.
     """
-    for flag, value in flags.items():
+    for flag, value in beside.items():
         if value is not None and value is not False and value != () and value != []:
             raise UsageError(f"--recipe says that already: {flag}", hint="leave one of them out")
+    found = read_recipe(path)
+    return replace(found, method=method) if method else found
 
 
 def check_replay(plan: Plan, label: str) -> None:

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 import llmq
 from llmq.checkpoint.source import open_source
 from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from llmq.pipeline import hidden, run_calibrated
-from llmq.pipeline.block import BlockRunner, watch
+from llmq.pipeline.block import BlockRunner, for_many, watch
 from llmq.pipeline.calibration import read_calibration
 from llmq.pipeline.shares import measure_shares
 from llmq.runtime.linear import DenseLinear
@@ -20,15 +19,9 @@ TEXT = "it is a truth universally acknowledged " * 60
 
 
 @pytest.fixture(scope="module")
-def pico(tmp_path_factory, write_pico):
+def pico(tmp_path_factory, write_pico, add_letters):
     """A tiny model of 96 tokens with a tokenizer of letters."""
-    folder = write_pico(tmp_path_factory.mktemp("pico"), num_hidden_layers=3)
-    letters = {character: number for number, character in enumerate("abcdefghijklmnopqrstuvwxyz ")}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token=" "))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return folder
+    return add_letters(write_pico(tmp_path_factory.mktemp("pico"), num_hidden_layers=3))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +60,9 @@ def test_statistics_are_those_of_the_activations(pico):
     block, config = model.decoder.blocks[0], model.config
     tokens = np.random.default_rng(0).integers(0, 27, (4, 16))
     inputs = np.stack([model.decoder.embedding.rows(t) for t in tokens])
-    found, outputs = watch(BlockRunner(config, 0, 16), block, inputs, held=1, whole=True)
+    runner = BlockRunner(config, 0, 16)
+    found = watch(runner, for_many(block), runner.parts(inputs[:3].copy()), whole=True)
+    outputs = runner.outputs(block, inputs[3:])
     normed = inputs[:3] / np.sqrt((inputs[:3].astype(np.float64) ** 2).mean(-1, keepdims=True) + config.rms_norm_eps)
     x = (normed * block.attention_norm).reshape(-1, config.hidden_size)
     assert found["q"] is found["k"] is found["v"]

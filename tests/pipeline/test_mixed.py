@@ -1,13 +1,11 @@
 """Widths by budget, from flags to files."""
 
 import hashlib
-import json
 import logging
 
 import ml_dtypes
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 import llmq
 from llmq.checkpoint.manifest import read_manifest
@@ -43,15 +41,9 @@ def pico(tmp_path_factory, write_pico):
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory, write_pico):
+def spoken(tmp_path_factory, write_pico, add_letters):
     """A model with a tokenizer of letters."""
-    folder = write_pico(tmp_path_factory.mktemp("spoken"))
-    letters = {character: number for number, character in enumerate("abcdefghijklmnopqrstuvwxyz ")}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token=" "))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return folder
+    return add_letters(write_pico(tmp_path_factory.mktemp("spoken")))
 
 
 def weights_of(folder):
