@@ -80,12 +80,26 @@ def weigh_tile(tile: np.ndarray, place: tuple[int, int], weighing: tuple[int, np
         Written.
     """
     first, size = place
+    mode, energy = weighing
+    spread, column = np.zeros(LANES, np.float32), np.zeros(LANES, np.int64)
+    for j in range(size):  # lane by lane in the order of `group_spread`
+        for lane in range(LANES):
+            spread[lane] += tile[j, lane] * tile[j, lane]
     for lane in range(LANES):
-        spread = group_spread(tile[:size, lane])
-        start = (first + lane) * size
-        for j in range(tile.shape[0]):
-            inside = j < size
-            weights[j, lane] = element_weight(tile[j, lane], spread, weighing, start + j) if inside else np.float32(0.0)
+        spread[lane] = np.float32(2.0) * spread[lane] / np.float32(size)
+        if mode == _ENERGY:
+            column[lane] = (first + lane) * size % energy.shape[0]
+    root = np.sqrt(spread)
+    for j in range(tile.shape[0]):
+        if j >= size:
+            weights[j] = np.float32(0.0)
+        elif mode == _ENERGY:
+            for lane in range(LANES):
+                x = tile[j, lane]
+                weights[j, lane] = energy[column[lane] + j] * np.sqrt(spread[lane] + x * x)
+        else:
+            for lane in range(LANES):
+                weights[j, lane] = root[lane] + abs(tile[j, lane]) if mode == _MAGNITUDE else np.float32(1.0)
 
 
 def choose_weighing(bits: int, energy: np.ndarray | None, columns: int) -> tuple[int, np.ndarray]:
