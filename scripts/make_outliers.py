@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from llmq.architectures import decoder_config
 from llmq.checkpoint.companions import is_weight_file
 from llmq.checkpoint.mapped import MappedCheckpoint
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ def make(source: Path, output: Path, share: float, factor: int, seed: int) -> in
         Decides which channels.
     """
     draw, count = np.random.default_rng(seed), 0
-    with open_source(source) as opened:
+    with open_local(source) as opened:
         mapped = MappedCheckpoint(opened)
         tensors = {name: mapped.tensor(name).copy() for name in opened.tensors}
         config = decoder_config(opened.config)

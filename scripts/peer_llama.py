@@ -47,7 +47,7 @@ def write_gguf(model: Path, path: Path, matrices: str = "float16") -> None:
 
     # Not above: llama.cpp must not find what llmq sets for its own threads.
     from llmq.checkpoint.mapped import MappedCheckpoint
-    from llmq.checkpoint.source import open_source
+    from llmq.checkpoint.source import open_local
 
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -55,7 +55,7 @@ def write_gguf(model: Path, path: Path, matrices: str = "float16") -> None:
     writer: Any = gguf.GGUFWriter(part, "llama")
     _add_sizes(writer, config)
     writer.add_file_type(1 if matrices == "float16" else 0)
-    with open_source(model) as source:
+    with open_local(model) as source:
         mapped = MappedCheckpoint(source)
         for name, info in source.tensors.items():
             dtype = np.dtype(matrices if len(info.shape) == 2 else np.float32)

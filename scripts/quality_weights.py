@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from llmq.checkpoint.companions import is_weight_file
 from llmq.checkpoint.mapped import MappedCheckpoint
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 from llmq.system.memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Linear:
 
 def load(model: Path) -> dict[str, np.ndarray]:
     """Read all tensors of a float checkpoint as float32, by name."""
-    with open_source(model) as source:
+    with open_local(model) as source:
         mapped = MappedCheckpoint(source)
         return {name: mapped.tensor(name).astype(np.float32) for name in source.tensors}
 

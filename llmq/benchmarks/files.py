@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmq.architectures import decoder_config
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 from llmq_kernels.bandwidth import checksum
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class StreamedWeights:
     """
 
     def __init__(self, model: str | Path, *, whole: bool = False) -> None:
-        with open_source(model) as source:
+        with open_local(model) as source:
             skip = not whole and not decoder_config(source.config).tie_word_embeddings
             infos = [i for name, i in source.tensors.items() if not (skip and name.startswith(_TABLE))]
             files = {info.file: np.memmap(source.folder / info.file, np.uint8, "r") for info in infos}

@@ -13,7 +13,7 @@ from llmq.benchmarks.child import python
 from llmq.benchmarks.files import StreamedWeights
 from llmq.benchmarks.rows import Row, Table
 from llmq.benchmarks.timing import take_turns, use_threads
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 from llmq.errors import UsageError
 from llmq.formats import FORMATS
 from llmq.formats.schemes import QUANT_METHOD
@@ -224,7 +224,7 @@ def _start_rows(model: str, runs: int, progress: Progress) -> list[Row]:
 
 def width_of(model: str | Path) -> tuple[int | None, int | None]:
     """Bits and group size of a model's linears, those of its first block speaking for all; None if not quantized."""
-    with open_source(model) as source:
+    with open_local(model) as source:
         schemes = FORMATS[QUANT_METHOD].read_schemes(source.config)
         module = "model.layers.0.mlp.down_proj"
         if schemes is None or f"{module}.weight_packed" not in source.tensors:

@@ -18,7 +18,7 @@ from llmq.checkpoint.guess import guess_content, size_text
 from llmq.errors import InputError
 from llmq.system.files import preadv
 
-__all__ = ["MAX_HEADER", "Header", "TensorInfo", "parse_header", "read_header"]
+__all__ = ["MAX_HEADER", "Header", "TensorInfo", "header_length", "parse_header", "read_header"]
 
 MAX_HEADER: Final = 100_000_000
 """Longest header, in bytes; the same limit as the safetensors library's."""
@@ -80,7 +80,19 @@ class Header:
 def read_header(fd: int, file: str) -> Header:
     """Read and parse the header of an open regular file. Raises as `parse_header` does."""
     size = os.fstat(fd).st_size
-    start = _read(fd, 0, min(size, 512), file)
+    length = header_length(_read(fd, 0, min(size, 512), file), file=file, file_size=size)
+    return parse_header(_read(fd, 8, length, file), file=file, file_size=size)
+
+
+def header_length(start: bytes, *, file: str, file_size: int) -> int:
+    """Bytes of the JSON of a header, by the first 512 bytes of its file, or all of a shorter one.
+
+    Raises
+    ------
+    InputError
+        Something else than a safetensors file, or one cut off in its header.
+    """
+    size = file_size
     if size < 8:
         what = "empty file" if size == 0 else f"not a safetensors file: only {size} bytes"
         raise InputError(what, file=file, hint="download it again")
@@ -95,7 +107,7 @@ def read_header(fd: int, file: str) -> Header:
         raise InputError(f"truncated: {found}", file=file, hint="download it again")
     if length > max(size // 10, _ALWAYS_ALLOWED):
         raise InputError("the header takes more than a tenth of the file", file=file, found=f"{length} of {size} bytes")
-    return parse_header(_read(fd, 8, length, file), file=file, file_size=size)
+    return length
 
 
 def parse_header(data: bytes, *, file: str, file_size: int) -> Header:

@@ -14,14 +14,25 @@ from llmq.checkpoint.index import INDEX_FILE, no_weights
 from llmq.checkpoint.manifest import MANIFEST
 from llmq.errors import InputError, LlmqError, NetworkError, UsageError
 
-__all__ = ["Download", "download", "parse_repo"]
+__all__ = [
+    "ALLOWED_FILES",
+    "IGNORED_FILES",
+    "Download",
+    "download",
+    "explain",
+    "is_transport_error",
+    "named_revision",
+    "parse_repo",
+]
 
 _REPO: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@(?P<revision>[\w.\-/]{1,200}))?", re.ASCII
 )
-_ALLOWED: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, CERTIFICATE, *COPIED_FILES)
-# Files in subfolders are other formats; consolidated ones repeat the same weights under other names.
-_IGNORED: Final = ("*/*", "consolidated*.safetensors")
+ALLOWED_FILES: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, CERTIFICATE, *COPIED_FILES)
+"""Patterns of what is of use in a repository."""
+
+IGNORED_FILES: Final = ("*/*", "consolidated*.safetensors")
+"""Files in subfolders are other formats; consolidated ones repeat the same weights under other names."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,27 @@ def parse_repo(model: str) -> tuple[str, str | None] | None:
     return found["repo"], found["revision"]
 
 
+def named_revision(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Name of a repository, and the revision that is meant.
+
+    Raises
+    ------
+    InputError
+        Not a repository's name.
+    UsageError
+        Two revisions.
+    """
+    parsed = parse_repo(model)
+    if parsed is None:
+        raise InputError(
+            "no such folder", file=model, hint="give a folder, a .safetensors file, or org/name[@revision]"
+        )
+    repo, named = parsed
+    if named and revision and named != revision:
+        raise UsageError("two different revisions", file=model, found=revision)
+    return repo, named or revision
+
+
 def download(model: str, *, revision: str | None = None) -> Download:
     """Download a repository's weights, configuration, tokenizer and cards, or find them in the cache.
 
@@ -75,22 +107,15 @@ def download(model: str, *, revision: str | None = None) -> Download:
     NetworkError
         Offline, or the Hub failed.
     """
-    parsed = parse_repo(model)
-    if parsed is None:
-        raise InputError(
-            "no such folder", file=model, hint="give a folder, a .safetensors file, or org/name[@revision]"
-        )
-    repo, named = parsed
-    if named and revision and named != revision:
-        raise UsageError("two different revisions", file=model, found=revision)
+    repo, wanted = named_revision(model, revision)
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            repo, revision=named or revision, allow_patterns=list(_ALLOWED), ignore_patterns=list(_IGNORED)
+            repo, revision=wanted, allow_patterns=list(ALLOWED_FILES), ignore_patterns=list(IGNORED_FILES)
         )
     except Exception as error:
-        known = _explain(error, model)
+        known = explain(error, model)
         if known is None:
             raise
         raise known from error
@@ -107,13 +132,16 @@ def _names(found: Download) -> list[str]:
     try:
         names = list_repo_files(found.repo, revision=found.commit)
     except Exception as error:
-        if _explain(error, found.repo) is None:
+        if explain(error, found.repo) is None:
             raise
         return [path.name for path in found.folder.glob("*")]
-    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _IGNORED)]
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in IGNORED_FILES)]
 
 
-def _explain(error: Exception, model: str) -> LlmqError | None:
+def explain(error: Exception, model: str) -> LlmqError | None:
+    """Tell what an error of the Hub's client means to a user; None where it is none of those."""
+    if isinstance(error, LlmqError):
+        return error
     from huggingface_hub import errors
 
     offline = "no such folder here, and the Hub cannot be reached"
@@ -143,18 +171,23 @@ def _explain(error: Exception, model: str) -> LlmqError | None:
     return _explain_system(error, model)
 
 
+def is_transport_error(error: Exception) -> bool:
+    """Whether a connection failed, rather than that the Hub answered something."""
+    from huggingface_hub import get_session
+
+    # The HTTP library behind the client is its own affair: its errors are told by where they come from.
+    library = type(get_session()).__module__.partition(".")[0]
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] == library
+
+
 def _explain_system(error: Exception, model: str) -> LlmqError | None:
     import errno
-
-    from huggingface_hub import get_session
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         from llmq.errors import ResourceError
 
         return ResourceError("not enough disk for the download", file=model, hint="free some space, or set HF_HOME")
-    # The HTTP library behind the client is its own affair: its errors are told by where they come from.
-    library = type(get_session()).__module__.partition(".")[0]
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] == library:
+    if is_transport_error(error):
         hint = "check the connection and run the same command again"
         return NetworkError(f"the download failed: {str(error)[:200]}", file=model, hint=hint)
     return None

@@ -5,13 +5,27 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.safe_open import read_small
 from llmq.errors import InputError, UnsupportedError
 
-__all__ = ["INDEX_FILE", "SCRATCH", "SINGLE_FILE", "no_weights", "shard_names", "weight_map"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmq.checkpoint.header import Header, TensorInfo
+
+__all__ = [
+    "INDEX_FILE",
+    "SCRATCH",
+    "SINGLE_FILE",
+    "check_index",
+    "merge_headers",
+    "no_weights",
+    "shard_names",
+    "weight_map",
+]
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
@@ -106,3 +120,27 @@ def no_weights(folder: Path | str, names: list[str]) -> InputError | Unsupported
     if SCRATCH in names:
         return InputError("unfinished output", file=folder, hint="run the same `llmq quantize` again to finish it")
     return InputError("no safetensors files", file=folder)
+
+
+def merge_headers(headers: Mapping[str, Header]) -> dict[str, TensorInfo]:
+    """Tensors by name, of the headers of all files. Raises InputError where two files hold the same."""
+    merged: dict[str, TensorInfo] = {}
+    for name, header in headers.items():
+        for info in header.tensors:
+            if info.name in merged:
+                raise InputError(f"also stands in {merged[info.name].file}", file=name, tensor=info.name)
+            merged[info.name] = info
+    return merged
+
+
+def check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise InputError unless an index from `weight_map` names just the tensors that there are."""
+    for tensor, shard in index.items():
+        info = tensors.get(tensor)
+        if info is None or info.file != shard:
+            found = "in no shard" if info is None else f"in {info.file}"
+            raise InputError("the index names it", file=INDEX_FILE, tensor=tensor, expected=f"in {shard}", found=found)
+    unlisted = [info for name, info in tensors.items() if name not in index]
+    if unlisted:
+        more = f" (and {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
+        raise InputError(f"missing in {INDEX_FILE}{more}", file=unlisted[0].file, tensor=unlisted[0].name)

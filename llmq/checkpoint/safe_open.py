@@ -13,7 +13,7 @@ from llmq.system.files import preadv
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Signature", "allowed_roots", "open_inside", "read_small", "signature_of"]
+__all__ = ["MAX_SMALL", "Signature", "allowed_roots", "open_inside", "read_small", "signature_of"]
 
 MAX_SMALL: Final = 100_000_000
 """Longest JSON file read, in bytes."""

@@ -16,13 +16,13 @@ import llmq
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.background import Flusher
 from llmq.checkpoint.faults import writing
+from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import OutputTensor, ShardLayout, lay_out
 from llmq.checkpoint.manifest import MANIFEST, SCHEMA
 from llmq.checkpoint.output_folder import claim, plan_of, take_lock
 from llmq.checkpoint.publish import FileEntry, publish_file, publish_shards, remove_stale, write_manifest
 from llmq.checkpoint.shard_file import ShardFile
-from llmq.checkpoint.source import CONFIG_FILE
 from llmq.system.files import replace
 
 if TYPE_CHECKING:

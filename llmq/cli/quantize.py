@@ -127,6 +127,7 @@ class _GroupSize(click.ParamType[int]):
     help="What to do about NaN or infinity in a weight: stop, or keep that weight as it is.",
 )
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub repository.")
+@click.option("--download", is_flag=True, help="Download a Hub repository first, rather than read it by ranges.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done with each tensor, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
 @click.option("--no-resume", is_flag=True, help="Start an interrupted run over.")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.output_folder import clear_leftovers
-from llmq.checkpoint.source import open_source, select_copies
+from llmq.checkpoint.remote_source import ChecksumError
+from llmq.checkpoint.source import open_local, open_source, select_copies
 from llmq.checkpoint.writer import CheckpointWriter
 from llmq.errors import UsageError
 from llmq.pipeline.outputs import already_complete, check_disk, check_folders, earlier_choice, identity_of
@@ -29,7 +30,7 @@ from llmq.system.progress import NullProgress, Progress
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from llmq.checkpoint.source import FolderSource, Source
+    from llmq.checkpoint.source import Source
     from llmq.pipeline.calibration import Calibration
     from llmq.pipeline.run_calibrated import BlockResult
     from llmq.pipeline.texts import Texts
@@ -84,6 +85,7 @@ def quantize(
     threads: int | None = None,
     nonfinite: str = "error",
     revision: str | None = None,
+    download: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
     resume: bool = True,
@@ -95,7 +97,8 @@ def quantize(
     Parameters
     ----------
     model : str or Path
-        A folder, a `.safetensors` file, or a Hub repository `org/name[@revision]`.
+        A folder, a `.safetensors` file, a Hub repository `org/name[@revision]`, or the address of a folder such as
+        `s3://bucket/model`.
     output : str or Path
         Folder to write. Running a finished one again does nothing; an interrupted one is continued.
     bits, group_size, symmetric, range : int, int, bool, {"full", "narrow"}
@@ -136,6 +139,9 @@ def quantize(
         What to do about NaN or infinity in a weight: stop, or keep that tensor as it is.
     revision : str, optional
         Revision of a Hub repository.
+    download : bool
+        Download a Hub repository into the Hugging Face cache first; else its weights are read by ranges, and nothing
+        of them is kept.
     dry_run : bool
         Only plan.
     overwrite, resume : bool
@@ -199,7 +205,8 @@ def quantize(
         progress or NullProgress(),
         watch,
     )
-    with open_source(model, revision=revision) as source:
+    opener = open_local if download else open_source
+    with opener(model, revision=revision) as source:
         check_folders(source, run.output)
         began = time.perf_counter()
         with PeakMemory() as memory:
@@ -215,7 +222,7 @@ def quantize(
     )
 
 
-def _planned(run: _Run, recipe: Recipe, source: FolderSource, texts: Texts, *, dry_run: bool) -> QuantizeReport:
+def _planned(run: _Run, recipe: Recipe, source: Source, texts: Texts, *, dry_run: bool) -> QuantizeReport:
     plan = _build(run, recipe, source)
     if recipe.assigned:
         check_replay(plan, source.label)
@@ -316,7 +323,7 @@ def _write(
                 blocks = run_calibrated(
                     plan, source, writer, run.progress, calibration=calibration, nonfinite=run.nonfinite
                 )
-        except NonfiniteError:
+        except (NonfiniteError, ChecksumError):
             writer.discard()
             raise
         writer.commit(plan.config, copies | {RECIPE_FILE: json_strict.dumps(recipe_json(plan))})

@@ -68,7 +68,8 @@ def run_plan(
     InputError
         The source cannot be read, or changed while it was read.
     """
-    jobs = [(tensor, missing) for tensor in plan.tensors if (missing := missing_outputs(tensor, writer))]
+    order = sorted(plan.tensors, key=_place) if source.in_file_order else plan.tensors
+    jobs = [(tensor, missing) for tensor in order if (missing := missing_outputs(tensor, writer))]
     tensors = [tensor for tensor, _ in jobs]
     with _reading(tensors, source) as ahead, WriteBehind(writer, BLOCKS_WRITTEN) as behind:
         reads = iter(ahead)
@@ -80,6 +81,10 @@ def run_plan(
                 quantize = _Step(tensor, plan.recipe.method, watch)
                 _quantize(quantize, blocks, Sink(tensor, missing, behind), progress)
     source.check_unchanged()
+
+
+def _place(tensor: TensorPlan) -> tuple[str, int]:
+    return tensor.info.file, tensor.info.offset
 
 
 def _reading(tensors: Sequence[TensorPlan], source: Source) -> ReadAhead:

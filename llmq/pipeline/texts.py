@@ -12,7 +12,7 @@ from llmq.errors import InputError, LlmqError, ResourceError, UnsupportedError, 
 from llmq.plan.calibrated import CALIBRATION_TOKENS, SHARE_TOKENS, shares_bytes
 
 if TYPE_CHECKING:
-    from llmq.checkpoint.source import FolderSource
+    from llmq.checkpoint.source import Source
     from llmq.pipeline.calibration import Calibration
     from llmq.plan import Plan
     from llmq.spec import Recipe
@@ -37,7 +37,7 @@ class Text:
     path: Path | None
     tokens: int
 
-    def read(self, source: FolderSource) -> Calibration:
+    def read(self, source: Source) -> Calibration:
         """Read it, as tokens of the model."""
         from llmq.pipeline.calibration import read_calibration
 
@@ -63,7 +63,7 @@ class Texts:
     insists: bool
 
     def for_shares(
-        self, source: FolderSource, plan: Plan, max_memory: int | None, calibration: Calibration | None = None
+        self, source: Source, plan: Plan, max_memory: int | None, calibration: Calibration | None = None
     ) -> tuple[Calibration | None, Plan]:
         """Read the text that tells how much weights matter, and count the memory of taking it through the model.
 

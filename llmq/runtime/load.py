@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from llmq.architectures import decoder_config
 from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.mapped import MappedCheckpoint
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.formats import FORMATS
 from llmq.formats.schemes import QUANT_METHOD, quantization_section
@@ -65,7 +65,7 @@ def load(
     """
     if compute not in get_args(Compute):
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
-    with open_source(path, revision=revision) as source:
+    with open_local(path, revision=revision) as source:
         if source.config:
             _check_finished(source)
         config = decoder_config(source.config)

@@ -29,11 +29,11 @@ def hub(tmp_path, make_pico):
 
 ASK = """
 import json, sys
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 from llmq.errors import LlmqError
 for model in json.loads(sys.argv[1]):
     try:
-        with open_source(model) as source:
+        with open_local(model) as source:
             names = sorted(path.name for path in source.folder.iterdir())
             hub = source.identity()["hub"]
             answer = {"names": names, "label": source.label, "hub": hub, "tensors": len(source.tensors)}

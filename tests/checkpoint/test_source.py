@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llmq.checkpoint import source as source_module
+from llmq.checkpoint import folder_source
 from llmq.checkpoint.source import open_source, select_copies
 from llmq.errors import InputError, UnsupportedError, UsageError
 
@@ -32,7 +32,7 @@ def bytes_of(source, name: str, start=0, count=None) -> bytes:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("kept_open", [0, 1, 200])
 def test_reads_what_the_library_wrote(tmp_path, make_pico, monkeypatch, shards, kept_open):
-    monkeypatch.setattr(source_module, "_KEPT_OPEN", kept_open)
+    monkeypatch.setattr(folder_source, "_KEPT_OPEN", kept_open)
     tensors = make_pico(tmp_path, shards)
     with open_source(tmp_path) as source:
         assert set(source.tensors) == set(tensors)
@@ -315,7 +315,7 @@ def remove(path):
 @pytest.mark.parametrize("change", [truncate, touch, swap, remove])
 @pytest.mark.parametrize("kept_open", [0, 200])
 def test_a_source_that_changes_is_noticed(pico, monkeypatch, change, kept_open):
-    monkeypatch.setattr(source_module, "_KEPT_OPEN", kept_open)
+    monkeypatch.setattr(folder_source, "_KEPT_OPEN", kept_open)
     folder, _ = pico
     with open_source(folder) as source:
         change(folder / "model.safetensors")

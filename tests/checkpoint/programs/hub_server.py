@@ -13,8 +13,18 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `files` as org/name and `pickles` at `main` and COMMIT; org/gated asks for consent; org/broken fails."""
+    """Serves `files` as org/name and `pickles` at `main` and COMMIT; org/gated asks for consent; org/broken fails.
 
+    Weights lie elsewhere, as on the real one: the Hub sends those who ask on to another host, with a signature that is
+    good for `uses` requests. `faults` go wrong there, one a request, and `tokens` lists whose token came there.
+    """
+
+    protocol_version = "HTTP/1.1"
+    faults: ClassVar[list[str]] = []
+    tokens: ClassVar[list[str | None]] = []
+    ranges: ClassVar[list[str]] = []
+    uses: ClassVar[int] = 1 << 30
+    signed: ClassVar[dict[str, int]] = {}
     pickles: ClassVar[dict[str, bytes]] = {}
     files: ClassVar[dict[str, bytes]] = {}
     paths: ClassVar[list[str]] = []
@@ -36,6 +46,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.paths.append(f"{self.command} {path}")
+        if path.startswith("/elsewhere/"):
+            return self.send_range(path.removeprefix("/elsewhere/"), urlsplit(self.path).query.partition("=")[2])
         for repo, status, code in (
             ("org/gated", 403, "GatedRepo"), ("org/absent", 404, "RepoNotFound"), ("org/broken", 500, "Oops"),
         ):  # fmt: skip
@@ -54,7 +66,15 @@ class Hub(BaseHTTPRequestHandler):
             ]
             return self.answer(200, json.dumps(entries).encode(), content_type="application/json")
         if path.startswith(("/api/models/org/name", "/api/models/org/pickles")):
-            siblings = [{"rfilename": name} for name in files]
+            siblings = [
+                {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+                | (
+                    {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 100}}
+                    if name.endswith(".safetensors")
+                    else {}
+                )
+                for name, data in files.items()
+            ]
             body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
             return self.answer(200, body, content_type="application/json")
         name = path.split("/", 5)[-1]
@@ -62,7 +82,41 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(404, b"", X_Error_Code="EntryNotFound")
         data = files[name]
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
-        return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
+        if not name.endswith(".safetensors"):
+            return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
+        signature = f"{name}-{len(self.signed)}"
+        self.signed[signature] = self.uses
+        place = f"http://localhost:{self.server.server_port}/elsewhere/{name}?signature={signature}"
+        linked = {"X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+        return self.answer(302, b"", Location=place, X_Repo_Commit=COMMIT, **linked)
+
+    def send_range(self, name, signature):
+        """A range of a file with weights, if the signature is good; or something that is wrong."""
+        data, asked = self.files[name], self.headers.get("Range")
+        self.tokens.append(self.headers.get("Authorization"))
+        self.signed[signature] -= 1
+        if self.signed[signature] < 0:
+            return self.answer(403, b"<Error>expired</Error>")
+        if asked is None:
+            return self.answer(200, data)
+        self.ranges.append(asked)
+        start, stop = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+        body, size = data[start : stop + 1], len(data)
+        fault = self.faults.pop(0) if self.faults else None
+        if fault == "busy":
+            return self.answer(503, b"", Retry_After="0")
+        if fault == "whole":
+            return self.answer(200, data)
+        if fault == "other":
+            start, body = start + 1, body[1:]
+        if fault == "flipped":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        told = {"Content-Range": f"bytes {start}-{stop}/{size}"}
+        if fault != "cut":
+            return self.answer(206, body, **told)
+        self.close_connection = True
+        self.answer(206, body[: len(body) // 2], content_length=str(len(body)), **told)
+        return self.wfile.flush()
 
 
 @contextmanager
