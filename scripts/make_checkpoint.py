@@ -63,6 +63,7 @@ PRESETS: Final = {
     "tiny": _llama(128, 352, 2, (4, 2)) | {"vocab_size": 512},
     "llama-7b": _llama(4096, 11008, 32, (32, 32)),
     "llama-70b": _llama(8192, 28672, 80, (64, 8)),
+    "llama3-70b": _llama(8192, 28672, 80, (64, 8)) | {"vocab_size": 128256, "max_position_embeddings": 8192},
 }
 """Configurations by name."""
 
@@ -141,7 +142,7 @@ def fill(block: Block) -> bytes:
     if len(tensor.shape) == 1:
         x = draw.standard_normal(tensor.shape, np.float32)
         is_bias = tensor.name.endswith(".bias")
-        return _encode(np.float32(0.02) * x if is_bias else 1 + np.float32(0.1) * x, tensor.dtype)
+        return encode(np.float32(0.02) * x if is_bias else 1 + np.float32(0.1) * x, tensor.dtype)
     columns = tensor.shape[1]
     group = _GROUP if columns % _GROUP == 0 else columns
     x = draw.standard_normal((block.rows, columns // group, group), np.float32)
@@ -153,10 +154,11 @@ def fill(block: Block) -> bytes:
     shared = np.random.default_rng(block.seed[:2])
     loud = shared.choice(columns, max(1, columns // 512), replace=False)
     x[:, loud] *= shared.uniform(3.0, 8.0, loud.size).astype(np.float32)
-    return _encode(x, tensor.dtype)
+    return encode(x, tensor.dtype)
 
 
-def _encode(x: np.ndarray, dtype: str) -> bytes:
+def encode(x: np.ndarray, dtype: str) -> bytes:
+    """Bytes of float32 as a dtype of safetensors."""
     if dtype == "BF16":
         return x.astype(ml_dtypes.bfloat16).tobytes()
     return x.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
@@ -228,8 +230,8 @@ def adapt(config: dict[str, Any], layers: int | None, dtype: str) -> dict[str, A
 def main(config: str, out: Path, layers: int | None, seed: int, dtype: str, max_shard_size: int) -> None:
     """Write a random checkpoint into OUT, a new or empty folder.
 
-    CONFIG is a config.json, a folder that holds one (its tokenizer is copied), or one of the presets tiny, llama-7b and
-    llama-70b. The same arguments give the same bytes.
+    CONFIG is a config.json, a folder that holds one (its tokenizer is copied), or one of the presets tiny, llama-7b,
+    llama-70b and llama3-70b. The same arguments give the same bytes.
     """
     try:
         make(read_config(config), companions(Path(config)), out, Options(layers, seed, dtype, max_shard_size))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from llmq.checkpoint.folder_files import read_folder
 from llmq.checkpoint.header import Header, header_length, parse_header
@@ -15,7 +16,7 @@ from llmq.checkpoint.safe_open import allowed_roots
 from llmq.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ChecksumError", "RemoteFiles", "RemoteSource"]
 
 _log = logging.getLogger("llmq")
+_Found = TypeVar("_Found")
 
 _STREAMS: Final = 8
 """Requests in flight: one connection seldom fills a line."""
@@ -91,14 +93,15 @@ class RemoteSource:
         self.label = label
         self._files = files
         self._checksums = {name: _Checksum(digest) for name, digest in files.sha256.items()}
-        self._pool = ThreadPoolExecutor(_STREAMS, thread_name_prefix="llmq-fetch")
+        self._streams = _Streams(_STREAMS)
         try:
             beside = read_folder(self.folder, allowed_roots(self.folder))
             self.config, self.other_files = beside.config, beside.others
             self._config_digest = beside.config_digest
             names = sorted({*files.sizes, *(entry.name for entry in self.folder.iterdir())})
             shards = shard_names(self.folder, names, beside.index)
-            self._headers = dict(zip(shards, self._pool.map(self._header, shards), strict=True))
+            headers = [self._streams.submit(self._header, name) for name in shards]
+            self._headers = {name: header.result() for name, header in zip(shards, headers, strict=True)}
             self.tensors: Mapping[str, TensorInfo] = merge_headers(self._headers)
             if beside.index is not None:
                 check_index(beside.index, self.tensors)
@@ -145,7 +148,7 @@ class RemoteSource:
         first = info.offset + start
         step = max(_PART, -(-len(view) // _STREAMS))
         parts = [
-            self._pool.submit(self._files.read, info.file, first + at, view[at : at + step])
+            self._streams.submit(self._files.read, info.file, first + at, view[at : at + step])
             for at in range(0, len(view), step)
         ]
         try:
@@ -182,8 +185,8 @@ class RemoteSource:
             )  # fmt: skip
 
     def close(self) -> None:
-        """Give connections and threads back."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Give connections and threads back, without waiting for them."""
+        self._streams.close()
         self._files.close()
 
     def __enter__(self) -> RemoteSource:
@@ -193,6 +196,39 @@ class RemoteSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Streams:
+    """Threads that carry out what is submitted; nobody waits for them in the end, so that no dead line holds us."""
+
+    def __init__(self, count: int) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._threads = [threading.Thread(target=self._run, name="llmq-fetch", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[..., _Found], *arguments: object) -> Future[_Found]:
+        """Call `work` in one of the threads."""
+        future: Future[_Found] = Future()
+        self._jobs.put((future, work, arguments))
+        return future
+
+    def close(self) -> None:
+        """Let every thread end when it is done."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, work, arguments = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
 
 
 class _Checksum:

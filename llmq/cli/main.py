@@ -74,8 +74,8 @@ class _Commands(click.Group):
 def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Shrink Hugging Face LLM checkpoints on a CPU, and run them there.
 
-    A MODEL is a folder, a .safetensors file, or a Hub repository org/name[@revision]. Results go to stdout, everything
-    else to stderr.
+    A MODEL is a folder, a .safetensors file, or a Hub repository org/name[@revision]; quantize, inspect and compare
+    read https://, s3:// and gs:// folders too. Results go to stdout, everything else to stderr.
     """
     ctx.obj = Settings(quiet=quiet, verbose=verbose)
     ctx.with_resource(shown_log(ctx.obj.level))

@@ -21,6 +21,9 @@ __all__ = ["Block", "ReadAhead"]
 
 _LINE: Final = 64
 
+_PATIENCE: Final = 0.25
+"""Seconds that the thread has to end in once something failed."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -65,7 +68,8 @@ class ReadAhead:
     ) -> None:
         self._stopping = True
         self._free.put(None)
-        self._thread.join()
+        # After an error, not even Ctrl-C should wait for a server that does not answer.
+        self._thread.join(None if kind is None else _PATIENCE)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Callable[[], None]]]:
         """Yield each block's bytes, uint8 (nbytes,), and a function that gives its buffer back.
