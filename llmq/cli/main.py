@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, str]] = {
     "sample": "Write the bundled sample model: a small real Llama.",
     "quantize": "Shrink a checkpoint.",
     "inspect": "Show what a checkpoint holds, from its headers.",
+    "estimate": "Tell what quantizing would take and give, before any work.",
     "compare": "Measure the error of every quantized tensor.",
     "generate": "Go on from a prompt.",
     "chat": "Talk to a model, turn by turn.",
