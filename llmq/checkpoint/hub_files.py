@@ -63,6 +63,7 @@ def find_repository(model: str, *, revision: str | None = None) -> HubFiles | Do
             revision=commit,
             allow_patterns=list(ALLOWED_FILES),
             ignore_patterns=[*IGNORED_FILES, "*.safetensors"],
+            tqdm_class=_silent(),
         )
     except Exception as error:
         known = explain(error, model)
@@ -82,6 +83,17 @@ def find_repository(model: str, *, revision: str | None = None) -> HubFiles | Do
         raise NetworkError("the Hub does not tell how long the files are", file=model, hint="use --download")
     sums = {s.rfilename: s.lfs.sha256 for s in weights if s.lfs is not None}
     return HubFiles(Download(Path(folder), repo, commit), sizes=sizes, sha256=sums)
+
+
+def _silent() -> Any:
+    """Bars of the client that show nothing: a few small files are no wait."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # public, by its documentation
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": True})  # type: ignore[no-untyped-call]
+
+    return Silent
 
 
 def _is_ignored(name: str) -> bool:
