@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from llmq.architectures import decoder_config
 from llmq.benchmarks import machine
 from llmq.checkpoint.source import select_copies
-from llmq.errors import LlmqError, UnsupportedError, UsageError
+from llmq.errors import LlmqError, UsageError
+from llmq.formats.fp8 import dequantized
 from llmq.methods import METHODS
 from llmq.plan import build_plan
 from llmq.plan.goals import RUN_BYTES
@@ -157,6 +158,16 @@ class Estimates:
         return found
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """What all widths share: bytes of the source, of copied files and of the cache, and the memory to run in."""
+
+    stored: int
+    copies: int
+    cache: int | None
+    ram: int | None
+
+
 def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Rates] | None = None) -> Estimates:
     """Reckon sizes, memory, time and speed of every width; no weight is read but what the rates are measured on.
 
@@ -184,7 +195,8 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
         free = [name for name, method in METHODS.items() if method.needs == "nothing"]
         raise UsageError("only methods without data can be estimated", expected="/".join(free), found=wishes.method)
     recipes = {bits: _recipe(wishes, bits) for bits in wishes.bits}
-    plans = {bits: build_plan(source, recipe, max_memory=wishes.max_memory) for bits, recipe in recipes.items()}
+    plain = dequantized(source)
+    plans = {bits: build_plan(plain, recipe, max_memory=wishes.max_memory) for bits, recipe in recipes.items()}
     config, context = _config(source), None
     if config is not None:
         context = _context(wishes, config)
@@ -192,8 +204,10 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
     cache = None if config is None or context is None else kv_bytes(config, context, wishes.kv_bits)
     first = next(iter(plans.values()))
     copies = sum(path.stat().st_size for path in select_copies(source)[0].values())
-    options = tuple(_option(bits, plan, rates, cache, copies, wishes.ram) for bits, plan in plans.items())
-    return Estimates(source.label, first.parameters, first.source_bytes, context, cache, rates, options)
+    stored = sum(info.nbytes for info in source.tensors.values())
+    costs = _Costs(stored, copies, cache, wishes.ram)
+    options = tuple(_option(bits, plan, rates, costs) for bits, plan in plans.items())
+    return Estimates(source.label, first.parameters, stored, context, cache, rates, options)
 
 
 def measure(source: Source, wishes: Wishes, output: Path) -> Rates:
@@ -223,7 +237,7 @@ def _config(source: Source) -> DecoderConfig | None:
     """How the model runs; None where llmq cannot run it."""
     try:
         return decoder_config(source.config)
-    except (UnsupportedError, LlmqError):
+    except LlmqError:
         return None
 
 
@@ -234,22 +248,22 @@ def _context(wishes: Wishes, config: DecoderConfig) -> int:
     return wishes.context or min(_CONTEXT, longest)
 
 
-def _option(bits: int, plan: Plan, rates: Rates, cache: int | None, copies: int, ram: int | None) -> Option:
+def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
     quantized = sum(tensor.parameters for tensor in plan.quantized)
     work = quantized / rates.weights[bits] + plan.output_bytes / rates.disk
-    reading = plan.source_bytes / rates.source
-    run = None if cache is None else plan.output_bytes + cache + RUN_BYTES
+    reading = costs.stored / rates.source
+    run = None if costs.cache is None else plan.output_bytes + costs.cache + RUN_BYTES
     return Option(
         bits=bits,
         output_bytes=plan.output_bytes,
         bits_per_weight=plan.bits_per_weight,
         peak_bytes=plan.predicted_peak_bytes,
-        disk_bytes=plan.file_bytes + copies,
-        download_bytes=plan.source_bytes if rates.far else 0,
+        disk_bytes=plan.file_bytes + costs.copies,
+        download_bytes=costs.stored if rates.far else 0,
         seconds=_START + (max(work, reading) if rates.far else work + reading),
         run_bytes=run,
         tokens_per_second=None if run is None else rates.memory / _bytes_per_token(plan),
-        fits=None if run is None or ram is None else run <= ram,
+        fits=None if run is None or costs.ram is None else run <= costs.ram,
     )
 
 

@@ -84,9 +84,10 @@ def _compare(
     from llmq.checkpoint.source import open_source
     from llmq.evaluate.compare import compare
     from llmq.evaluate.inventory import inventory
+    from llmq.formats.fp8 import dequantized
 
     with open_source(source) as before, open_source(output) as after, show_progress() as progress:
-        found = compare(before, after, progress=progress, watch=measures)
+        found = compare(dequantized(before), after, progress=progress, watch=measures)
         held = inventory(after)
     described = {tensor["name"]: tensor for tensor in held.to_json()["tensors"]}
     sizes = {"output": output, "output_bytes": held.total_bytes, "bits_per_weight": held.bits_per_weight}

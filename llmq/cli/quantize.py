@@ -168,11 +168,12 @@ def _write_report(
     path: Path, report: QuantizeReport, measures: Measures, flags: dict[str, Any], progress: Progress
 ) -> None:
     from llmq.checkpoint.source import open_source
+    from llmq.formats.fp8 import dequantized
     from llmq.report import quantize_contents, write_page
 
     elements = {tensor.name: tensor.parameters for tensor in report.plan.quantized}
     with open_source(flags["model"], revision=flags["revision"]) as source, open_source(report.output) as output:
-        measures.complete(source, output, elements, progress)
+        measures.complete(dequantized(source), output, elements, progress)
     settings = {"method": report.plan.recipe.method, "max_memory": flags["max_memory"]}
     contents = quantize_contents(
         report.to_json(), measures, source=flags["model"], settings=settings, memory=report.memory

@@ -13,7 +13,7 @@ from llmq.spec import QuantSpec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["PACKED", "QUANT_METHOD", "Schemes", "quantization_config", "read_schemes", "stored_bits"]
+__all__ = ["PACKED", "QUANT_METHOD", "SECTIONS", "Schemes", "quantization_config", "read_schemes", "stored_bits"]
 
 PACKED: Final = "pack-quantized"
 QUANT_METHOD: Final = "compressed-tensors"
@@ -25,7 +25,8 @@ _Shape = tuple[str | None, ...]
 """The parts of a module's name, without a leading ``model.`` and with None for numbers."""
 
 _CLASS_NAME: Final = re.compile(r"[A-Z][A-Za-z0-9_]*")
-_SECTIONS: Final = ("quantization_config", "compression_config")
+SECTIONS: Final = ("quantization_config", "compression_config")
+"""Keys of ``config.json`` that tell how a checkpoint is quantized."""
 
 
 def stored_bits(spec: QuantSpec) -> int:
@@ -137,7 +138,7 @@ def quantization_section(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Find the quantization section of a ``config.json``, of its text model too; None where there is none."""
     text = config.get("text_config")
     for holder in (config, text if isinstance(text, dict) else {}):
-        for key in _SECTIONS:
+        for key in SECTIONS:
             section = holder.get(key)
             if section is not None and not isinstance(section, dict):
                 raise InputError(f"{key} is not an object", file="config.json")

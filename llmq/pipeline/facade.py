@@ -15,6 +15,7 @@ from llmq.checkpoint.remote_source import ChecksumError
 from llmq.checkpoint.source import open_local, open_source, select_copies
 from llmq.checkpoint.writer import CheckpointWriter
 from llmq.errors import UsageError
+from llmq.formats.fp8 import dequantized
 from llmq.pipeline.outputs import already_complete, check_disk, check_folders, earlier_choice, identity_of
 from llmq.pipeline.report import QuantizeReport
 from llmq.pipeline.texts import choose_texts
@@ -206,7 +207,8 @@ def quantize(
         watch,
     )
     opener = open_local if download else open_source
-    with opener(model, revision=revision) as source:
+    with opener(model, revision=revision) as opened:
+        source = dequantized(opened)
         check_folders(source, run.output)
         began = time.perf_counter()
         with PeakMemory() as memory:
