@@ -22,7 +22,7 @@ import llmq as package
 from llmq.benchmarks.child import llmq
 from llmq.benchmarks.rows import describe_machine
 from llmq.checkpoint import json_strict
-from llmq.checkpoint.source import open_source
+from llmq.checkpoint.source import open_local
 from llmq.errors import LlmqError
 from llmq.methods import METHODS
 from llmq.system.files import atomic_write
@@ -167,7 +167,7 @@ def file_of(found: dict[str, Any]) -> str:
 
 def identify(model: str) -> tuple[str, str, dict[str, Any]]:
     """What a model is: what commands are given, its name, and facts to keep with its figures."""
-    with open_source(model) as source:
+    with open_local(model) as source:
         identity = source.identity()
     hub = identity.get("hub")
     headers = sorted(entry["header"] for entry in identity["files"].values())
