@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from llmq.architectures import llama, mistral, qwen2, qwen3
+from llmq.architectures import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
 from llmq.architectures.decoder import DecoderConfig
 from llmq.architectures.rope import Rope
 from llmq.errors import InputError, UnsupportedError
@@ -20,8 +20,11 @@ __all__ = ["ARCHITECTURES", "DecoderConfig", "Rope", "decoder_config"]
 ARCHITECTURES: Final[dict[str, Callable[[Mapping[str, Any]], DecoderConfig]]] = {
     "llama": llama.decoder_config,
     "mistral": mistral.decoder_config,
+    "mixtral": mixtral.decoder_config,
     "qwen2": qwen2.decoder_config,
+    "qwen2_moe": qwen2_moe.decoder_config,
     "qwen3": qwen3.decoder_config,
+    "qwen3_moe": qwen3_moe.decoder_config,
 }
 """Readers of `config.json` by `model_type`."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llmq.architectures.experts import Experts
     from llmq.architectures.rope import Rope
 
 __all__ = ["DecoderConfig"]
@@ -37,6 +38,8 @@ class DecoderConfig:
         Tokens of context the model was made for.
     hidden_act : str
         Activation of the MLP's gate.
+    experts : Experts or None
+        What some blocks have in place of their MLP.
     """
 
     model_type: str
@@ -57,3 +60,4 @@ class DecoderConfig:
     sliding_window: tuple[int | None, ...]
     max_position_embeddings: int
     hidden_act: str = "silu"
+    experts: Experts | None = None

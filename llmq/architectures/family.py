@@ -12,6 +12,8 @@ from llmq.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmq.architectures.experts import Experts
+
 __all__ = ["decoder", "n_layers", "refuse", "windows_by_layer"]
 
 # Each key with the values that change nothing; null and a missing key always do. Any other value is refused.
@@ -43,6 +45,7 @@ _HARMLESS: Final[dict[str, tuple[Any, ...]]] = {
     "use_mrope": (False,),
     "use_qk_norm": (False,),
 }
+_EXPERTS: Final = ("num_experts", "num_local_experts")
 _SILU: Final = ("silu", "swish")
 _ALL_LAYERS: Final = ("full_attention", "attention")
 
@@ -55,7 +58,11 @@ def refuse(config: Mapping[str, Any], key: str, harmless: tuple[Any, ...] = ()) 
 
 
 def decoder(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], windows: tuple[int | None, ...], **features: bool
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    windows: tuple[int | None, ...],
+    experts: Experts | None = None,
+    **features: bool,
 ) -> DecoderConfig:
     """Read what all families spell alike.
 
@@ -68,6 +75,8 @@ def decoder(
         `max_position_embeddings` where the file is silent.
     windows : tuple of (int or None)
         Sliding window of each layer.
+    experts : Experts, optional
+        What the family has in place of MLPs.
     **features : bool
         `attention_bias`, `output_bias`, `mlp_bias`, `qk_norm`.
 
@@ -79,7 +88,8 @@ def decoder(
         Something the decoder does not implement.
     """
     for key, harmless in _HARMLESS.items():
-        refuse(config, key, harmless)
+        if experts is None or key not in _EXPERTS:
+            refuse(config, key, harmless)
     refuse(config, "hidden_act", _SILU)
     fields = Fields(config)
     hidden, n_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
@@ -113,6 +123,7 @@ def decoder(
         qk_norm=features["qk_norm"],
         sliding_window=windows,
         max_position_embeddings=max_position,
+        experts=experts,
     )
 
 

@@ -25,4 +25,4 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     # Mistral ignores layer_types, so any that disagree with its one window are another family's.
     refuse(config, "layer_types", (["sliding_attention" if window else "full_attention"] * layers,))
     features = dict.fromkeys(("attention_bias", "output_bias", "mlp_bias", "qk_norm"), False)
-    return decoder(config, _DEFAULTS, (window,) * layers, **features)
+    return decoder(config, _DEFAULTS, (window,) * layers, None, **features)

@@ -160,12 +160,16 @@ class Estimates:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What all widths share: bytes of the source, of copied files and of the cache, and the memory to run in."""
+    """What all widths share.
+
+    Bytes of the source, of copied files and of the cache; the memory to run in; the part of experts that a token meets.
+    """
 
     stored: int
     copies: int
     cache: int | None
     ram: int | None
+    used: float
 
 
 def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Rates] | None = None) -> Estimates:
@@ -173,7 +177,8 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
 
     Sizes are those of the plan that `llmq quantize` would carry out. Time is what the kernels need for all weights and
     the disk for all bytes, with what reading a near source takes, or the network's time where that is longer. Speed is
-    how often a second memory is read through all that a token needs: all tensors but an untied embedding table.
+    how often a second memory is read through all that a token needs: all tensors but an untied embedding table, and of
+    experts as many as a token meets.
 
     Parameters
     ----------
@@ -205,7 +210,9 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
     first = next(iter(plans.values()))
     copies = sum(path.stat().st_size for path in select_copies(source)[0].values())
     stored = sum(info.nbytes for info in source.tensors.values())
-    costs = _Costs(stored, copies, cache, wishes.ram)
+    experts = None if config is None else config.experts
+    used = 1.0 if experts is None else experts.used / experts.count
+    costs = _Costs(stored, copies, cache, wishes.ram, used)
     options = tuple(_option(bits, plan, rates, costs) for bits, plan in plans.items())
     return Estimates(source.label, first.parameters, stored, context, cache, rates, options)
 
@@ -262,12 +269,12 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
         download_bytes=costs.stored if rates.far else 0,
         seconds=_START + (max(work, reading) if rates.far else work + reading),
         run_bytes=run,
-        tokens_per_second=None if run is None else rates.memory / _bytes_per_token(plan),
+        tokens_per_second=None if run is None else rates.memory / _bytes_per_token(plan, costs.used),
         fits=None if run is None or costs.ram is None else run <= costs.ram,
     )
 
 
-def _bytes_per_token(plan: Plan) -> int:
+def _bytes_per_token(plan: Plan, used: float) -> float:
     untied = any(tensor.name.startswith("lm_head.") for tensor in plan.tensors)
-    read = (t.output_bytes for t in plan.tensors if not (untied and t.name.startswith(_TABLE)))
-    return max(1, sum(read))
+    read = (t for t in plan.tensors if not (untied and t.name.startswith(_TABLE)))
+    return max(1.0, sum(t.output_bytes * (used if ".experts." in t.name else 1.0) for t in read))

@@ -88,8 +88,14 @@ def forward_bytes(plan: Plan, decoder: DecoderConfig, tokens: int, *, whole: boo
 
 def shares_bytes(plan: Plan, decoder: DecoderConfig, tokens: int) -> int:
     """Peak memory of measuring how much weights matter: watched activations and their squares are copies."""
+    _refuse_experts(decoder)
     copies = 4 * TOKENS * (8 * decoder.hidden_size + 2 * decoder.intermediate_size)
     return forward_bytes(plan, decoder, tokens) + copies
+
+
+def _refuse_experts(decoder: DecoderConfig) -> None:
+    if decoder.experts is not None:
+        raise UnsupportedError("mixtures of experts cannot be calibrated", hint="--method mse needs no data")
 
 
 def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_memory: int | None) -> Plan:
@@ -106,6 +112,7 @@ def with_calibration(plan: Plan, config: Mapping[str, Any], tokens: int, max_mem
         decoder = decoder_config(config)
     except UnsupportedError as error:
         raise UnsupportedError(f"cannot be calibrated: {error}", hint="--method mse needs no data") from None
+    _refuse_experts(decoder)
     need = forward_bytes(plan, decoder, tokens, whole=METHODS[plan.recipe.method].needs == "moments")
     if max_memory is not None and need > max_memory:
         least = -(-need >> 20)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llmq.runtime.decoder import Decoder
+from llmq.runtime.experts import SparseMlp
 from llmq.runtime.stack import Attention, Block, Mlp
 
 if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
+    from llmq.architectures.experts import Experts
     from llmq.runtime.weights import Weights
 
 __all__ = ["assemble_block", "assemble_decoder"]
+
+_LINEARS: Final = ("gate_proj", "up_proj", "down_proj")
 
 
 def assemble_decoder(config: DecoderConfig, weights: Weights) -> Decoder:
@@ -32,17 +36,41 @@ def assemble_decoder(config: DecoderConfig, weights: Weights) -> Decoder:
 
 def assemble_block(config: DecoderConfig, weights: Weights, layer: int) -> Block:
     """Take the tensors of one decoder block."""
-    name = f"model.layers.{layer}"
-    hidden, inner = config.hidden_size, config.intermediate_size
+    name, hidden = f"model.layers.{layer}", config.hidden_size
+    experts = config.experts
     return Block(
         attention_norm=weights.vector(f"{name}.input_layernorm.weight", hidden),
         attention=_attention(config, weights, layer),
         mlp_norm=weights.vector(f"{name}.post_attention_layernorm.weight", hidden),
-        mlp=Mlp(
-            gate=weights.linear(f"{name}.mlp.gate_proj", (inner, hidden), bias=config.mlp_bias),
-            up=weights.linear(f"{name}.mlp.up_proj", (inner, hidden), bias=config.mlp_bias),
-            down=weights.linear(f"{name}.mlp.down_proj", (hidden, inner), bias=config.mlp_bias),
+        mlp=_mlp(config, weights, f"{name}.mlp", config.intermediate_size)
+        if experts is None or not experts.layers[layer]
+        else _experts(config, experts, weights, name),
+    )
+
+
+def _mlp(
+    config: DecoderConfig, weights: Weights, name: str, inner: int, linears: tuple[str, str, str] = _LINEARS
+) -> Mlp:
+    hidden, bias = config.hidden_size, config.mlp_bias
+    return Mlp(
+        gate=weights.linear(f"{name}.{linears[0]}", (inner, hidden), bias=bias),
+        up=weights.linear(f"{name}.{linears[1]}", (inner, hidden), bias=bias),
+        down=weights.linear(f"{name}.{linears[2]}", (hidden, inner), bias=bias),
+    )
+
+
+def _experts(config: DecoderConfig, experts: Experts, weights: Weights, block: str) -> SparseMlp:
+    name, hidden, shared = f"{block}.{experts.module}", config.hidden_size, experts.shared_size
+    return SparseMlp(
+        router=weights.linear(f"{name}.gate", (experts.count, hidden)),
+        experts=tuple(
+            _mlp(config, weights, f"{name}.experts.{number}", experts.intermediate_size, experts.linears)
+            for number in range(experts.count)
         ),
+        used=experts.used,
+        normalized=experts.normalized,
+        shared=None if shared is None else _mlp(config, weights, f"{name}.shared_expert", shared),
+        shared_gate=None if shared is None else weights.linear(f"{name}.shared_expert_gate", (1, hidden)),
     )
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from llmq.errors import UnsupportedError
+from llmq.runtime.experts import SparseMlp, choose_experts, sigmoid
 from llmq.runtime.linear import Fan
 from llmq.runtime.rotary import RotaryTable
 from llmq_kernels.attention import attention
@@ -17,8 +20,6 @@ from llmq_kernels.swiglu import swiglu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import numpy as np
 
     from llmq.architectures import DecoderConfig
     from llmq.runtime.cache import KVCache
@@ -65,6 +66,16 @@ class Mlp:
     up: Linear
     down: Linear
 
+    @property
+    def linears(self) -> dict[str, Linear]:
+        """Its linears by name."""
+        return {name: getattr(self, name) for name in _MLP}
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What decides which kernels it runs."""
+        return tuple(linear.kind for linear in self.linears.values())
+
     @cached_property
     def gate_up(self) -> Fan:
         """The projections of the block's input."""
@@ -78,16 +89,16 @@ class Block:
     attention_norm: np.ndarray
     attention: Attention
     mlp_norm: np.ndarray
-    mlp: Mlp
+    mlp: Mlp | SparseMlp
 
     @property
     def linears(self) -> dict[str, Linear]:
-        """Its linears by name: `q`, `k`, `v`, `o`, `gate`, `up` and `down`."""
-        parts = ((self.attention, _ATTENTION), (self.mlp, _MLP))
-        return {name: getattr(part, name) for part, names in parts for name in names}
+        """Its linears by name: `q`, `k`, `v`, `o`, and `gate`, `up` and `down` or those of its experts."""
+        return {name: getattr(self.attention, name) for name in _ATTENTION} | self.mlp.linears
 
     def with_linears(self, linears: Mapping[str, Any]) -> Block:
-        """The same block with other linears in place of those of the same names."""
+        """The same block with other linears in place of those of the same names; not for experts."""
+        assert isinstance(self.mlp, Mlp)
         own, mlp = ({name: linears[name] for name in names if name in linears} for names in (_ATTENTION, _MLP))
         return replace(self, attention=replace(self.attention, **own), mlp=replace(self.mlp, **mlp))
 
@@ -95,7 +106,8 @@ class Block:
     def kind(self) -> tuple[object, ...]:
         """What decides which kernels it runs."""
         own = self.attention
-        return own.window is None, own.q_norm is None, *(linear.kind for linear in self.linears.values())
+        kinds = (getattr(own, name).kind for name in _ATTENTION)
+        return own.window is None, own.q_norm is None, *kinds, *self.mlp.kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +179,7 @@ class Stack:
                 normed = add_norm(x, delta, block.attention_norm, eps, out=room)
             delta = self._attend(normed, turn, layer, cache)
             normed = add_norm(x, delta, block.mlp_norm, eps, out=room)
-            delta = self._gate(normed, block.mlp, cache)
+            delta = self._mlp(normed, block.mlp, cache)
         if delta is not None:
             x += delta
         return x
@@ -186,6 +198,25 @@ class Stack:
             store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
             attention(queries, kept, start=cache.length, window=weights.window, out=out, scratch=cache.scratch)
         return weights.o(mixed, out=room("delta", x.shape))
+
+    def _mlp(self, x: np.ndarray, weights: Mlp | SparseMlp, cache: KVCache) -> np.ndarray:
+        if isinstance(weights, SparseMlp):
+            return self._route(x, weights, cache)
+        return self._gate(x, weights, cache)
+
+    def _route(self, x: np.ndarray, weights: SparseMlp, cache: KVCache) -> np.ndarray:
+        """Take every token through its experts, one expert after the other: only those in use are read."""
+        total = cache.scratch.room("routed", x.shape)
+        if weights.shared is None or weights.shared_gate is None:
+            total[:] = 0.0
+        else:
+            np.multiply(self._gate(x, weights.shared, cache), sigmoid(weights.shared_gate(x)), out=total)
+        chosen, shares = choose_experts(weights.router(x), weights.used, normalized=weights.normalized)
+        for number in np.unique(chosen).tolist():
+            tokens, places = np.nonzero(chosen == number)
+            made = self._gate(x[tokens], weights.experts[number], cache)
+            total[tokens] += shares[tokens, places, None] * made
+        return total
 
     def _gate(self, x: np.ndarray, weights: Mlp, cache: KVCache) -> np.ndarray:
         room, shape = cache.scratch.room, (x.shape[0], weights.gate.shape[0])

@@ -55,6 +55,20 @@ CASES = {
     ),
 }
 
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+CASES |= {
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3}),
+    "mixtral window, bf16": ("mixtral", {"num_local_experts": 4, "sliding_window": 7, "dtype": "bfloat16"}),
+    "qwen2 moe": ("qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 40}),
+    "qwen2 moe, some blocks": (
+        "qwen2_moe",
+        EXPERTS
+        | {"shared_expert_intermediate_size": 40, "norm_topk_prob": True, "mlp_only_layers": [0], "qkv_bias": False},
+    ),
+    "qwen3 moe": ("qwen3_moe", EXPERTS | {"norm_topk_prob": True, "head_dim": 12}),
+    "qwen3 moe, every other block": ("qwen3_moe", EXPERTS | {"decoder_sparse_step": 2, "attention_bias": True}),
+}
+
 
 def prompt(n, seed=0):
     return np.random.default_rng(seed).integers(0, 101, n)

@@ -1,0 +1,68 @@
+"""Experts, quantized: what runs is close to what was, and only the experts in use are read."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+import llmq
+from llmq.errors import UnsupportedError
+from llmq.evaluate.perplexity import evaluate
+from llmq.runtime import experts
+from llmq.runtime.experts import choose_experts
+from llmq.runtime.linear import PackedLinear
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+    "head_dim": 16,
+    "initializer_range": 0.1,
+}
+KINDS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 64,
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantized_models_run(tmp_path, save_model, kind):
+    save_model(tmp_path / "model", kind, **SIZES | KINDS[kind])
+    report = llmq.quantize(tmp_path / "model", tmp_path / "out", bits=8, group_size=32)
+    packed = [tensor.name for tensor in report.plan.quantized if ".experts." in tensor.name]
+    assert len(packed) == 4 * 3 * len(llmq.load(tmp_path / "model").decoder.blocks)
+    kept = {tensor.name: tensor.reason for tensor in report.plan.tensors if tensor.spec is None}
+    assert sum("router" in reason for reason in kept.values()) >= 2
+    tokens = np.random.default_rng(0).integers(0, 101, 200)
+    before, after = llmq.load(tmp_path / "model", compute="float32"), llmq.load(tmp_path / "out", compute="float32")
+    assert evaluate(after, tokens, base=before, context=50).kl_mean < 0.01
+    assert isinstance(after.decoder.blocks[0].linears["experts.0.gate"], PackedLinear)
+    quick = llmq.load(tmp_path / "out")
+    assert len(list(quick.generate([1, 2, 3], max_tokens=5, stop_tokens=()))) == 5
+
+
+def test_calibration_is_refused(tmp_path, save_model):
+    save_model(tmp_path / "model", "mixtral", **SIZES | KINDS["mixtral"])
+    with pytest.raises(UnsupportedError, match="mixtures of experts cannot be calibrated"):
+        llmq.quantize(tmp_path / "model", tmp_path / "out", method="gptq")
+
+
+def test_choosing_in_examples():
+    assert doctest.testmod(experts).attempted >= 2
+    assert doctest.testmod(experts).failed == 0
+
+
+def test_equal_experts_are_chosen_in_order_and_nan_stays():
+    chosen, shares = choose_experts(np.zeros((1, 5), np.float32), 2, normalized=True)
+    assert chosen.tolist() == [[0, 1]]
+    assert shares.tolist() == [[0.5, 0.5]]
+    _, shares = choose_experts(np.array([[np.nan, 0, 1]], np.float32), 2, normalized=False)
+    assert np.isnan(shares).any()
