@@ -24,6 +24,9 @@ _GATED: Final = ("4 bits, g64", "3 bits, g64", "2 bits, g32")
 _MORE: Final = 0.1
 """Bits per weight that a better method may take above `rtn`."""
 
+_UNIFORM: Final = {"3.25": "3 bits, g64", "2.5": "2 bits, g32"}
+"""What takes as many bits per weight as a target, in one width."""
+
 _EQUAL: Final = 5e-3
 """Bits per weight by which sizes may differ and be the same: paddings and shapes that are stored."""
 
@@ -58,7 +61,7 @@ class Page:
     def write(self, path: Path) -> None:
         """Put all sections that there is something for into the page, and draw the picture beside it."""
         text = path.read_text(encoding="utf-8")
-        for name in ("protocol", "rows", "gates", "peers", "seen", "outliers", "cost", "failed"):
+        for name in ("protocol", "rows", "gates", "mixed", "peers", "seen", "outliers", "cost", "failed"):
             content = getattr(self, name)()
             text = put(text, name, content) if content else text
         path.write_text(text, encoding="utf-8")
@@ -106,6 +109,18 @@ class Page:
                 best = self._best(limit, data=data, shape=shape)
                 cells += _beside(best, plain) if best else ["-", "-"]
             lines.append(cells)
+        return table(headings, lines) if lines else ""
+
+    def mixed(self) -> str:
+        """Widths by budget against one width for all, by the same method at as many bits."""
+        headings = ("method", "uniform", "bits", "KL", "mixed bits", "KL", "ratio")
+        lines = []
+        for row, result in self.good.items():
+            method, at_most, target = row.name.partition(", mixed widths, at most ")
+            plain = self._named(f"{method}, {_UNIFORM[target]}") if target in _UNIFORM else None
+            if at_most and plain:
+                ratio = f"{result['kl_mean'] / plain['kl_mean']:.2f}"
+                lines.append([method, _UNIFORM[target], *_bits_and_kl(plain), *_bits_and_kl(result), ratio])
         return table(headings, lines) if lines else ""
 
     def peers(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.methods import METHODS
@@ -34,6 +34,9 @@ CLIPPING: Final = frozenset({"percentile", "entropy"})
 """Methods that others outdo at every width; measured at few."""
 
 _TARGETS: Final = (4.0, 3.25, 2.5)
+_MANY: Final = 32768
+"""Tokens to calibrate on instead of the default: nearer to what other quantizers read."""
+
 _OUTLIERS: Final = ((4, 64), (3, 64))
 _WITHOUT: Final = frozenset({"IQ3_XXS", "IQ2_S", "IQ2_XS"})
 """Types that llama.cpp makes with an importance matrix only."""
@@ -105,15 +108,26 @@ def rows(*, seen: bool) -> Iterator[Row]:
             yield _ours(method, bits, group_size, symmetric=False)
         for target in _TARGETS:
             yield _target(method, target)
+    yield from _more_text()
+    yield from _with_outliers()
+    if seen:
+        for method in filter(calibrated, METHODS):
+            yield from (_ours(method, bits, group_size, text="seen") for bits, group_size in _FEW)
+        yield from (_llama(kind, "seen") for kind in ("Q4_K", "Q3_K", "Q2_K"))
+
+
+def _more_text() -> Iterator[Row]:
+    """The best method on more of the text."""
+    yield from (_many(_ours("gptq", bits, group_size, symmetric=bits == 2)) for bits, group_size in _FEW)
+    yield from (_many(_target("gptq", target)) for target in _TARGETS)
+
+
+def _with_outliers() -> Iterator[Row]:
     for factor in FACTORS:
         model = f"outliers-{factor}"
         for bits, group_size in _OUTLIERS:
             yield from (_ours(method, bits, group_size, model=model) for method in METHODS if method not in CLIPPING)
         yield from (_llama(kind, "calibration", model) for kind in ("Q4_K", "Q3_K"))
-    if seen:
-        for method in filter(calibrated, METHODS):
-            yield from (_ours(method, bits, group_size, text="seen") for bits, group_size in _FEW)
-        yield from (_llama(kind, "seen") for kind in ("Q4_K", "Q3_K", "Q2_K"))
 
 
 def _ours(
@@ -135,6 +149,12 @@ def _target(method: str, target: float) -> Row:
     flags = ("--target-bpw", str(target), *flags_of(method))
     data = "calibration" if calibrated(method) else None
     return Row("llmq", f"{method}, mixed widths, at most {target:g}", data, "plain", method, flags)
+
+
+def _many(row: Row) -> Row:
+    """The same, calibrated on more of the text."""
+    flags = (*row.flags, "--calibrate-tokens", str(_MANY))
+    return replace(row, name=f"{row.name}, {_MANY // 1024}k tokens", flags=flags)
 
 
 def _peers() -> Iterator[Row]:
