@@ -28,6 +28,7 @@ def reproduce(endpoint, home, *words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.slow
 def test_end_to_end(repository, tmp_path, monkeypatch):
     monkeypatch.setattr(Hub, "files", repository)
     words = (
