@@ -34,6 +34,9 @@ CLIPPING: Final = frozenset({"percentile", "entropy"})
 """Methods that others outdo at every width; measured at few."""
 
 _TARGETS: Final = (4.0, 3.25, 2.5)
+_BETWEEN: Final = (6.5, 5.5, 3.0, 2.3)
+"""More targets for the best method: a little smaller than types of llama.cpp."""
+
 _MANY: Final = 32768
 """Tokens to calibrate on instead of the default: nearer to what other quantizers read."""
 
@@ -119,7 +122,7 @@ def rows(*, seen: bool) -> Iterator[Row]:
 def _more_text() -> Iterator[Row]:
     """The best method on more of the text."""
     yield from (_many(_ours("gptq", bits, group_size, symmetric=bits == 2)) for bits, group_size in _FEW)
-    yield from (_many(_target("gptq", target)) for target in _TARGETS)
+    yield from (_many(_target("gptq", target)) for target in sorted((*_TARGETS, *_BETWEEN), reverse=True))
 
 
 def _with_outliers() -> Iterator[Row]:

@@ -105,8 +105,10 @@ class BlockRunner:
         inputs, wanted : float32 (windows, context, hidden_size)
             What goes in; what the original block makes of it.
         """
-        off = float(np.square(self.outputs(block, inputs) - wanted, dtype=np.float64).sum())
-        change = float(np.square(wanted - inputs, dtype=np.float64).sum())
+        off = change = 0.0
+        for x, y in zip(self.parts(inputs), self.parts(wanted), strict=True):
+            off += float(np.square(self.run(block, x.copy()) - y, dtype=np.float64).sum())
+            change += float(np.square(y - x, dtype=np.float64).sum())
         return off / change if change else off
 
 
