@@ -12,7 +12,6 @@ import numpy as np
 
 from llmq.checkpoint.faults import writing
 from llmq.methods import METHODS
-from llmq.spec import QuantSpec
 from llmq.system.files import sync_data
 from llmq_kernels.bandwidth import checksum
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmq.checkpoint.source import Source
+    from llmq.spec import QuantSpec
 
 __all__ = ["disk_rate", "memory_rate", "quantize_rate", "source_rate"]
 
@@ -44,20 +44,11 @@ def _best(work: Callable[[], object], runs: int = _RUNS) -> float:
 
 
 def quantize_rate(method: str, spec: QuantSpec) -> float:
-    """Weights a second that a method without data quantizes by a resolved `spec`; its kernels are compiled first.
-
-    Raises
-    ------
-    UsageError
-        Groups that no row of a usual length has.
-    """
+    """Weights a second that a method without data quantizes by `spec`; its kernels are compiled first."""
     columns = max(_COLUMNS // spec.group_size, 1) * spec.group_size if spec.group_size > 0 else _COLUMNS
     draw = np.random.default_rng(0)
     weight = (0.02 * draw.standard_normal((_ROWS, columns))).astype(ml_dtypes.bfloat16)
-    resolved = QuantSpec(
-        bits=spec.bits, group_size=spec.group_size, symmetric=spec.symmetric, range=spec.range,
-        signed_scale=spec.signed_scale,
-    ).resolve(columns, "bfloat16")  # fmt: skip
+    resolved = spec.resolve(columns, "bfloat16")
     return weight.size / _best(lambda: METHODS[method].quantize(weight, resolved))
 
 

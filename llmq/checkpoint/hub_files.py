@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -21,7 +22,6 @@ from llmq.errors import NetworkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 __all__ = ["HubFiles", "find_repository"]
 
@@ -70,8 +70,6 @@ def find_repository(model: str, *, revision: str | None = None) -> HubFiles | Do
         if known is None:
             raise
         raise known from error
-    from pathlib import Path
-
     names = [s.rfilename for s in info.siblings or () if not _is_ignored(s.rfilename)]
     weights = [s for s in info.siblings or () if s.rfilename in names and s.rfilename.endswith(".safetensors")]
     if not weights:

@@ -15,8 +15,6 @@ from llmq.cli.sizes import SIZE, format_size
 from llmq.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llmq.benchmarks.estimate import Estimates, Option
 
 __all__ = ["command"]
@@ -91,7 +89,7 @@ def _print(found: Estimates, ram: int | None) -> None:
         return
     click.echo(f"to run: weights, {format_size(found.kv_bytes)} for {found.context} tokens, and the process")
     if ram is not None:
-        click.echo(_advice(found.options, found, ram))
+        click.echo(_advice(found, ram))
 
 
 def _cells(option: Option, *, with_fit: bool) -> tuple[object, ...]:
@@ -110,8 +108,8 @@ def _cells(option: Option, *, with_fit: bool) -> tuple[object, ...]:
     return (*cells, {True: "yes", False: "no", None: "-"}[option.fits]) if with_fit else cells
 
 
-def _advice(options: Sequence[Option], found: Estimates, ram: int) -> str:
-    fitting = [option.bits for option in options if option.fits]
+def _advice(found: Estimates, ram: int) -> str:
+    fitting = [option.bits for option in found.options if option.fits]
     if fitting:
         mixed = f"--ram {ram >> 20}MiB --context {found.context} chooses widths tensor by tensor"
         return f"fits: {max(fitting)} bits; `llmq quantize` with {mixed}"
