@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
-from llmq.errors import InputError
+from llmq.errors import InputError, ResourceError
+from llmq.system.memory import lock_memory
+from llmq.system.pool import DaemonPool
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from llmq.checkpoint.header import TensorInfo
     from llmq.checkpoint.source import FolderSource
 
 __all__ = ["MappedCheckpoint"]
 
 _PACKED: Final = frozenset({"I32", "U32"})
+
+_PIECE: Final = 4 << 20
+_REQUESTS: Final = 4
+
+_own = threading.local()
 
 
 class MappedCheckpoint:
@@ -72,6 +82,53 @@ class MappedCheckpoint:
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
+
+    def populate(self, names: Collection[str]) -> None:
+        """Bring tensors into the page cache now, several requests at a time, rather than page by page when used.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read.
+        """
+        pool = DaemonPool(_REQUESTS, "llmq-populate")
+        try:
+            reads = [pool.submit(self._touch, *piece) for name in names for piece in self._pieces(name)]
+            try:
+                for read in reads:
+                    read.result()
+            finally:
+                for read in reads:
+                    read.cancel()
+        finally:
+            pool.close()
+
+    def _pieces(self, name: str) -> Iterator[tuple[TensorInfo, int, int]]:
+        info = self.source.tensors[name]
+        for start in range(0, info.nbytes, _PIECE):
+            yield info, start, min(_PIECE, info.nbytes - start)
+
+    def _touch(self, info: TensorInfo, start: int, count: int) -> None:
+        """Read through the page cache, which is many times quicker than faulting, to a place that is thrown away."""
+        if not hasattr(_own, "room"):
+            _own.room = memoryview(bytearray(_PIECE))
+        self.source.read_into(info, start, _own.room[:count])
+
+    def lock(self, names: Collection[str]) -> None:
+        """Keep tensors in memory: the system must not drop their pages.
+
+        Raises
+        ------
+        ResourceError
+            The system does not allow so much, or cannot do it.
+        """
+        for name in names:
+            array = self.bytes_of(name)
+            try:
+                lock_memory(array.ctypes.data, array.size)
+            except OSError as error:
+                hint = "raise the limit (ulimit -l), or run without --mlock"
+                raise ResourceError(f"cannot be locked in memory: {error.strerror}", tensor=name, hint=hint) from None
 
     def _map(self, file: str) -> np.ndarray:
         expected = max(info.offset + info.nbytes for info in self.source.tensors.values() if info.file == file)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import threading
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from llmq.checkpoint.folder_files import read_folder
 from llmq.checkpoint.header import Header, header_length, parse_header
 from llmq.checkpoint.index import check_index, merge_headers, shard_names
 from llmq.checkpoint.safe_open import allowed_roots
 from llmq.errors import InputError
+from llmq.system.pool import DaemonPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["ChecksumError", "RemoteFiles", "RemoteSource"]
 
 _log = logging.getLogger("llmq")
-_Found = TypeVar("_Found")
 
 _STREAMS: Final = 8
 """Requests in flight: one connection seldom fills a line."""
@@ -93,7 +91,7 @@ class RemoteSource:
         self.label = label
         self._files = files
         self._checksums = {name: _Checksum(digest) for name, digest in files.sha256.items()}
-        self._streams = _Streams(_STREAMS)
+        self._streams = DaemonPool(_STREAMS, "llmq-fetch")
         try:
             beside = read_folder(self.folder, allowed_roots(self.folder))
             self.config, self.other_files = beside.config, beside.others
@@ -196,39 +194,6 @@ class RemoteSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Streams:
-    """Threads that carry out what is submitted; nobody waits for them in the end, so that no dead line holds us."""
-
-    def __init__(self, count: int) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._threads = [threading.Thread(target=self._run, name="llmq-fetch", daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, work: Callable[..., _Found], *arguments: object) -> Future[_Found]:
-        """Call `work` in one of the threads."""
-        future: Future[_Found] = Future()
-        self._jobs.put((future, work, arguments))
-        return future
-
-    def close(self) -> None:
-        """Let every thread end when it is done."""
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, work, arguments = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
 
 
 class _Checksum:

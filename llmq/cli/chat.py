@@ -13,6 +13,7 @@ from llmq.cli.options import (
     compute_option,
     json_option,
     kv_bits_option,
+    memory_options,
     model_argument,
     sampling_options,
     threads_option,
@@ -34,11 +35,18 @@ __all__ = ["command"]
 @click.option("--system", metavar="TEXT", help="A message that goes before the conversation.")
 @click.option("-m", "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, metavar="N")
 @sampling_options(temp=0.7)
+@memory_options
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of conversation that --max-memory leaves room for.  [default: 4096, or what the model has]",
+)
 @compute_option("int8")
 @kv_bits_option
 @threads_option
 @json_option
-def command(model: str, system: str | None, max_tokens: int, compute: str, threads: int | None, **options: Any) -> None:
+def command(model: str, system: str | None, max_tokens: int, threads: int | None, **options: Any) -> None:
     """Talk to a model: a line of yours is a turn. Ctrl-C stops an answer, Ctrl-D ends the conversation.
 
     The cache of keys and values is kept between turns, so that each turn only reads what is new. A model without a
@@ -49,8 +57,8 @@ def command(model: str, system: str | None, max_tokens: int, compute: str, threa
         prepare_kernels(threads)
         from llmq.runtime import load
 
-        kv_bits = options.pop("kv_bits")
-        loaded = load(model, compute=compute, kv_bits=kv_bits)  # type: ignore[arg-type]  # click checked the choice
+        loading = {name: options.pop(name) for name in ("compute", "kv_bits", "max_memory", "context", "mlock")}
+        loaded = load(model, **loading)
         talk = loaded.chat(system)
     turns = []
     for line in _lines():

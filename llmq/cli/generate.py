@@ -11,6 +11,7 @@ from llmq.cli.options import (
     compute_option,
     json_option,
     kv_bits_option,
+    memory_options,
     model_argument,
     sampling_options,
     threads_option,
@@ -18,8 +19,8 @@ from llmq.cli.options import (
 from llmq.cli.output import print_json, print_piece, stdin
 from llmq.cli.progress import activity
 from llmq.cli.settings import say, settings
-from llmq.cli.sizes import SIZE, format_size
-from llmq.errors import InputError, ResourceError
+from llmq.cli.sizes import format_size
+from llmq.errors import InputError
 
 if TYPE_CHECKING:
     from llmq.runtime import Model
@@ -34,39 +35,65 @@ __all__ = ["command"]
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text to go on from; - reads it from stdin.")
 @click.option("-m", "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
 @sampling_options(temp=0.0)
-@click.option("--max-memory", type=SIZE, metavar="SIZE", help="Refuse if weights, cache and process need more.")
+@memory_options
+@click.option(
+    "--speculate",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Guess N tokens from earlier in the text and check them in one pass: the same text.  [default: 8 where blocks "
+    "are read for every pass, else 0]",
+)
 @compute_option("int8")
 @kv_bits_option
 @threads_option
 @json_option
-def command(
-    model: str, prompt: str, max_tokens: int, max_memory: int | None, compute: str, threads: int | None, **options: Any
-) -> None:
+def command(model: str, prompt: str, max_tokens: int, threads: int | None, speculate: int | None, **flags: Any) -> None:
     """Go on from a prompt. The text goes to stdout as it is made, and three lines of figures to stderr.
 
-    Without --temp the likeliest token is taken each time. Layers that are not quantized always compute in float32.
+    Without --temp the likeliest token is taken each time. Layers that are not quantized always compute in float32. A
+    model larger than memory runs too: what does not fit is read from the disk for every token.
     """
-    as_json = options.pop("as_json")
+    as_json = flags.pop("as_json")
+    loading = {name: flags.pop(name) for name in ("compute", "kv_bits", "max_memory", "mlock")}
     text = _read_stdin() if prompt == "-" else prompt
     with activity("loading the model and reading the prompt") as ready:
         prepare_kernels(threads)
-        from llmq.runtime import load
         from llmq.system.memory import PeakMemory
 
         with PeakMemory() as memory:
-            kv_bits = options.pop("kv_bits")
-            loaded = load(model, compute=compute, kv_bits=kv_bits)  # type: ignore[arg-type]  # click checked the choice
-            stream = loaded.stream(text, max_tokens=max_tokens, **options)
-            if max_memory is not None:
-                _check_memory(loaded, stream.generation.prompt_tokens + max_tokens, max_memory)
+            loaded = _load(model, text, max_tokens, loading)
+            stream = loaded.stream(text, max_tokens=max_tokens, speculate=speculate, **flags)
             loaded.warm_up(stream.generation.prompt_tokens, stream.generation.sampling)
-            written = _write(stream, ready, show=not as_json)
+            try:
+                written = _write(stream, ready, show=not as_json)
+            finally:
+                loaded.close()
     if as_json:
-        print_json({"text": written} | _figures(stream.generation, memory))
+        print_json({"text": written} | _figures(loaded, stream.generation, memory))
     else:
         click.echo()
     if not settings().quiet:
-        _tell(stream.generation, memory)
+        _tell(loaded, stream.generation, memory)
+
+
+def _load(model: str, text: str, max_tokens: int, options: dict[str, Any]) -> Model:
+    """Load a model with room for a text and so many tokens more."""
+    from llmq.checkpoint.source import open_local
+    from llmq.runtime import load
+    from llmq.runtime.text import encode, load_tokenizer
+
+    with open_local(model) as source:
+        folder = source.folder
+    tokenizer = load_tokenizer(folder)
+    loaded = load(model, context=len(encode(tokenizer, text)) + max_tokens, **options)
+    loaded.tokenizer = tokenizer  # not a second time
+    residency = loaded.residency
+    if options["max_memory"] is not None and residency is not None and residency.streamed:
+        say(
+            f"{residency.layers - len(residency.streamed)} of {residency.layers} blocks stay in memory; "
+            f"{format_size(residency.streamed_bytes)} are read for every pass"
+        )
+    return loaded
 
 
 def _read_stdin() -> str:
@@ -87,32 +114,8 @@ def _write(stream: TextStream, ready: Any, *, show: bool) -> str:
     return "".join(pieces)
 
 
-def _check_memory(model: Model, tokens: int, limit: int) -> None:
-    """Raise ResourceError if everything resident at the end would be more than `limit` bytes."""
-    from llmq.checkpoint.source import open_source
-    from llmq.runtime.cache import kv_bytes
-    from llmq.system.memory import current_memory
-
-    with open_source(model.folder) as source:
-        weights = sum(info.nbytes for info in source.tensors.values())
-    process = current_memory().anon
-    tokens = min(tokens, model.context or tokens)
-    cache = kv_bytes(model.config, tokens, model.kv_bits)
-    needed = weights + cache + process
-    if needed > limit:
-        parts = (
-            f"weights {format_size(weights)}, cache of {tokens} tokens {format_size(cache)}, "
-            f"process {format_size(process)}"
-        )
-        raise ResourceError(
-            "the model does not fit into --max-memory",
-            expected=f"at most {format_size(limit)}",
-            found=f"{format_size(needed)}: {parts}",
-            hint="quantize to fewer bits, or ask for fewer tokens with -m",
-        )
-
-
-def _figures(generation: Generation, memory: PeakMemory) -> dict[str, Any]:
+def _figures(model: Model, generation: Generation, memory: PeakMemory) -> dict[str, Any]:
+    residency = model.residency
     return {
         "prompt_tokens": generation.prompt_tokens,
         "tokens": generation.tokens,
@@ -120,13 +123,22 @@ def _figures(generation: Generation, memory: PeakMemory) -> dict[str, Any]:
         "seconds": generation.seconds,
         "tokens_per_second": generation.tokens_per_second,
         "stop_reason": generation.stop_reason,
+        "guessed": generation.guessed,
+        "accepted": generation.accepted,
         "peak_anon_bytes": memory.peak_anon,
         "peak_rss_bytes": memory.peak_rss,
+        "predicted_peak_bytes": None if residency is None else residency.peak_bytes,
+        "blocks": model.config.n_layers,
+        "streamed_blocks": 0 if residency is None else len(residency.streamed),
+        "streamed_bytes": model.streamed_bytes,
     }
 
 
-def _tell(generation: Generation, memory: PeakMemory) -> None:
+def _tell(model: Model, generation: Generation, memory: PeakMemory) -> None:
     rate = generation.prompt_tokens / generation.prompt_seconds if generation.prompt_seconds else 0.0
     say(f"prompt: {generation.prompt_tokens} tokens, {rate:.1f} tokens/s")
-    say(f"generation: {generation.tokens} tokens, {generation.tokens_per_second:.1f} tokens/s")
-    say(f"peak memory: {format_size(memory.peak_rss)}, {format_size(memory.peak_anon)} of it not mapped files")
+    guesses = f", {generation.accepted} of {generation.guessed} guesses right" if generation.guessed else ""
+    say(f"generation: {generation.tokens} tokens, {generation.tokens_per_second:.3g} tokens/s{guesses}")
+    predicted = f" (predicted {format_size(model.residency.peak_bytes)})" if model.residency else ""
+    anonymous = format_size(memory.peak_anon)
+    say(f"peak memory: {format_size(memory.peak_rss)}{predicted}, {anonymous} of it not mapped files")

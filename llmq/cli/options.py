@@ -20,6 +20,7 @@ __all__ = [
     "json_option",
     "kv_bits_option",
     "measures_for",
+    "memory_options",
     "model_argument",
     "report_option",
     "sampling_options",
@@ -88,6 +89,25 @@ def kv_bits_option(command: _Command) -> _Command:
         callback=number,
         help="Bits of an element of the key-value cache.  [default: 16; 32 with --compute float32]",
     )(command)
+
+
+def memory_options(command: _Command) -> _Command:
+    """`--max-memory` and `--mlock`, for `load`."""
+    options = (
+        click.option(
+            "--max-memory",
+            type=SIZE,
+            metavar="SIZE",
+            help="Bound on weights in memory, cache and process together: blocks that do not fit are read for every "
+            "token.  [default: what the machine has free]",
+        ),
+        click.option(
+            "--mlock", is_flag=True, help="Read weights that stay beforehand, and keep them from being dropped."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def report_option(command: _Command) -> _Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from llmq.runtime.decoder import Decoder
@@ -9,6 +10,9 @@ from llmq.runtime.experts import SparseMlp
 from llmq.runtime.stack import Attention, Block, Mlp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
     from llmq.architectures import DecoderConfig
     from llmq.architectures.experts import Experts
     from llmq.runtime.weights import Weights
@@ -18,8 +22,19 @@ __all__ = ["assemble_block", "assemble_decoder"]
 _LINEARS: Final = ("gate_proj", "up_proj", "down_proj")
 
 
-def assemble_decoder(config: DecoderConfig, weights: Weights) -> Decoder:
-    """Take all tensors of a model."""
+def assemble_decoder(
+    config: DecoderConfig, weights: Weights, turns: Mapping[int, AbstractContextManager[object]] | None = None
+) -> Decoder:
+    """Take all tensors of a model.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    weights : Weights
+    turns : mapping of int to context manager, optional
+        `Block.ready` of those blocks, by number, whose weights are not always there.
+    """
+    turns = turns or {}
     table, head = "model.embed_tokens", "lm_head"
     shape = (config.vocab_size, config.hidden_size)
     tied = config.tie_word_embeddings
@@ -28,14 +43,21 @@ def assemble_decoder(config: DecoderConfig, weights: Weights) -> Decoder:
     return Decoder(
         config=config,
         embedding=embedding,
-        blocks=tuple(assemble_block(config, weights, layer) for layer in range(config.n_layers)),
+        blocks=tuple(
+            assemble_block(config, weights, layer, turns.get(layer, nullcontext())) for layer in range(config.n_layers)
+        ),
         norm=weights.vector("model.norm.weight", config.hidden_size),
         head=embedding if tied and not (weights.has(head) and weights.has(table)) else weights.linear(head, shape),
     )
 
 
-def assemble_block(config: DecoderConfig, weights: Weights, layer: int) -> Block:
-    """Take the tensors of one decoder block."""
+def assemble_block(
+    config: DecoderConfig,
+    weights: Weights,
+    layer: int,
+    ready: AbstractContextManager[object] = nullcontext(),  # noqa: B008  # it holds nothing
+) -> Block:
+    """Take the tensors of one decoder block; `ready` is `Block.ready`."""
     name, hidden = f"model.layers.{layer}", config.hidden_size
     experts = config.experts
     return Block(
@@ -45,6 +67,7 @@ def assemble_block(config: DecoderConfig, weights: Weights, layer: int) -> Block
         mlp=_mlp(config, weights, f"{name}.mlp", config.intermediate_size)
         if experts is None or not experts.layers[layer]
         else _experts(config, experts, weights, name),
+        ready=ready,
     )
 
 

@@ -43,11 +43,12 @@ class Decoder:
         object.__setattr__(self, "_stack", Stack(self.config, self.blocks))
 
     def abridged(self) -> Decoder:
-        """Return a decoder with the first block of each kind only: it runs the same kernels."""
+        """Return a decoder with one block of each kind, resident if there is one, which runs the same kernels."""
         kinds = {block.kind: block for block in reversed(self.blocks)}
+        kinds |= {block.kind: block for block in self.blocks if block.resident}
         return replace(self, blocks=tuple(kinds.values()))
 
-    def hidden(self, tokens: np.ndarray, cache: KVCache, length: int) -> np.ndarray:
+    def hidden(self, tokens: np.ndarray, cache: KVCache, length: int, *, chunk: int | None = None) -> np.ndarray:
         """Run new tokens through all blocks and add them to the cache.
 
         Parameters
@@ -58,6 +59,8 @@ class Decoder:
             What came before.
         length : int
             Tokens of the whole text that these are a part of, for positions that depend on it.
+        chunk : int, optional
+            Tokens that go through a block at a time; see `Stack.run`.
 
         Returns
         -------
@@ -71,7 +74,7 @@ class Decoder:
         ResourceError
             Not enough memory for the cache.
         """
-        x = self._stack.run(self.embedding.rows(tokens), cache, length)
+        x = self._stack.run(self.embedding.rows(tokens), cache, length, chunk=chunk)
         cache.extend(tokens.tolist())
         return x
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from llmq.errors import ResourceError, UsageError
+from llmq.runtime.lookup import Lookup
 from llmq.runtime.sampling import sample
 from llmq.runtime.stops import StopStrings
 from llmq.runtime.text import Detokenizer
@@ -45,6 +47,8 @@ class Generation(Iterator[int]):
         Ids that end the text.
     cache : KVCache
         In the end it holds the prompt and all new tokens but the last.
+    speculate : int
+        Tokens to guess at most and check in one pass; none with a temperature, or where positions stretch.
 
     Raises
     ------
@@ -55,6 +59,8 @@ class Generation(Iterator[int]):
     ----------
     prompt_tokens, tokens : int
         Tokens read and made so far.
+    guessed, accepted : int
+        Tokens that were guessed, and those of them that were right.
     prompt_seconds, seconds : float
         Time to read the prompt, and to make the tokens after the first, which the prompt gives. The time that
         whoever asks takes between two tokens does not count.
@@ -71,6 +77,7 @@ class Generation(Iterator[int]):
         sampling: Sampling,
         stop_tokens: frozenset[int],
         cache: KVCache,
+        speculate: int = 0,
     ) -> None:
         self._model = model
         self._next = list(prompt)
@@ -79,8 +86,11 @@ class Generation(Iterator[int]):
         self._stop_tokens = stop_tokens
         self._cache = cache
         self._max_tokens = max_tokens
+        self._guesses = 0 if sampling.temp > 0 or model.config.rope.kind == "dynamic" else speculate
+        self._lookup = Lookup()
+        self._ready: deque[int] = deque()
         self.prompt_tokens = len(self._next)
-        self.tokens = 0
+        self.tokens = self.guessed = self.accepted = 0
         self.prompt_seconds = 0.0
         self.seconds = 0.0
         self.stop_reason: StopReason | None = None
@@ -119,28 +129,56 @@ class Generation(Iterator[int]):
     def __next__(self) -> int:
         if self.stop_reason is None and self.tokens == self._max_tokens:
             self.stop_reason = "length"
-        if self.stop_reason is None and self._model.context == self._cache.length:
+        if self.stop_reason is None and not self._ready and self._model.context == self._cache.length:
             self.stop_reason = "context"
-            _log.warning("stopped: the model's context of %d tokens is full", self._cache.length)
+            _log.warning("stopped: the context of %d tokens is full", self._cache.length)
         if self.stop_reason is not None:
             raise StopIteration
-        started = time.perf_counter()
-        logits = self._model.last_logits(self._next, self._cache, out=self._logits)
-        token = sample(logits, self.sampling, self._generator, self._cache.scratch)
-        taken = time.perf_counter() - started
-        if self.tokens == 0:
-            self.prompt_seconds = taken
-        else:
-            self.seconds += taken
+        if not self._ready:
+            started = time.perf_counter()
+            self._ready.extend(self._advance())
+            taken = time.perf_counter() - started
+            if self.tokens == 0:
+                self.prompt_seconds = taken
+            else:
+                self.seconds += taken
+        token = self._ready.popleft()
         if token in self._stop_tokens:
-            self.stop_reason = "stop"
+            self.end()
             raise StopIteration
         self.tokens += 1
         self._next = [token]
         return token
 
+    def _advance(self) -> list[int]:
+        """Run what is next through the model: one token more, or several where guesses were right."""
+        guesses = self._guess()
+        if not guesses:
+            logits = self._model.last_logits(self._next, self._cache, out=self._logits)
+            return [sample(logits, self.sampling, self._generator, self._cache.scratch)]
+        found = self._model.logits_one_by_one([*self._next, *guesses], self._cache)
+        chosen = [sample(row, self.sampling, self._generator, self._cache.scratch) for row in found]
+        right = next((i for i, guess in enumerate(guesses) if guess != chosen[i]), len(guesses))
+        self._cache.truncate(self._cache.length - len(guesses) + right)
+        self.guessed += len(guesses)
+        self.accepted += right
+        return chosen[: right + 1]
+
+    def _guess(self) -> list[int]:
+        """Guess tokens behind the next one; none while the prompt is read."""
+        limits = [self._guesses]
+        if self._max_tokens is not None:
+            limits.append(self._max_tokens - self.tokens - 1)
+        if self._model.context is not None:
+            limits.append(self._model.context - self._cache.length - 1)
+        if self.tokens == 0 or min(limits) < 1:
+            return []
+        return self._lookup.guess([*self._cache.tokens, *self._next], min(limits))
+
     def end(self) -> None:
-        """Make no more tokens."""
+        """Make no more tokens, and forget those made ahead."""
+        self._cache.truncate(self._cache.length - len(self._ready))
+        self._ready.clear()
         self.stop_reason = self.stop_reason or "stop"
 
 

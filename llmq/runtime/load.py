@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+import logging
+from typing import TYPE_CHECKING, Final, get_args
 
 from llmq.architectures import decoder_config
 from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.mapped import MappedCheckpoint
 from llmq.checkpoint.source import open_local
-from llmq.errors import InputError, UnsupportedError, UsageError
+from llmq.checkpoint.streamed import StreamedCheckpoint
+from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from llmq.formats import FORMATS
 from llmq.formats.schemes import QUANT_METHOD, quantization_section
 from llmq.runtime.assemble import assemble_decoder
+from llmq.runtime.held import Held, open_reader, turns
 from llmq.runtime.linear import Compute
 from llmq.runtime.model import Model
+from llmq.runtime.residency import Room, plan_residency
 from llmq.runtime.stops import stop_tokens
 from llmq.runtime.weights import Weights
+from llmq.system.sizes import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmq.checkpoint.source import Source
+    from llmq.architectures import DecoderConfig
+    from llmq.checkpoint.source import FolderSource, Source
+    from llmq.runtime.residency import Residency
 
 __all__ = ["load"]
 
+_log = logging.getLogger("llmq")
+
+_CONTEXT: Final = 4096
+
 
 def load(
-    path: str | Path, *, compute: Compute = "int8", kv_bits: int | None = None, revision: str | None = None
+    path: str | Path,
+    *,
+    compute: Compute = "int8",
+    kv_bits: int | None = None,
+    revision: str | None = None,
+    max_memory: int | None = None,
+    context: int | None = None,
+    mlock: bool = False,
 ) -> Model:
     """Load a checkpoint to run it: one that llmq wrote, another compressed-tensors one, or an unquantized one.
 
     Weights are memory-mapped and used from there: loading reads little but headers, and takes next to no memory. Only
     the zero points of asymmetric checkpoints are unpacked, to a byte for each group: about 100 MB for 7 billion weights
-    in groups of 64.
+    in groups of 64. Where all of it is more than memory holds, as many decoder blocks as fit are read now and stay, and
+    the others are read anew for every pass, ahead of their use.
 
     Parameters
     ----------
@@ -46,6 +65,13 @@ def load(
         and head. Left out it is 16, and 32 where `compute` is "float32".
     revision : str, optional
         Branch, tag or commit of a Hub repository.
+    max_memory : int, optional
+        Bytes that anonymous memory and resident mapped weights may take together; by default what the machine has free.
+    context : int, optional
+        Tokens that the cache has room for within that; with `max_memory`, texts become no longer. By default 4096, or
+        the model's own where that is less.
+    mlock : bool
+        Read all weights that stay now, and have the system keep them in memory.
 
     Returns
     -------
@@ -54,7 +80,9 @@ def load(
     Raises
     ------
     UsageError
-        An unknown `compute` or `kv_bits`.
+        An unknown `compute` or `kv_bits`, or a `max_memory` or `context` that is not positive.
+    ResourceError
+        It does not run within `max_memory`, or memory cannot be locked.
     InputError
         Files missing, corrupt or unfinished; an output of llmq without its manifest; tensors missing, left over or of
         the wrong shape.
@@ -65,6 +93,12 @@ def load(
     """
     if compute not in get_args(Compute):
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
+    if kv_bits not in (None, 32, 16, 8):
+        raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
+    for name, value in {"max_memory": max_memory, "context": context}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be positive", found=value)
+    kv_bits = kv_bits or (32 if compute == "float32" else 16)
     with open_local(path, revision=revision) as source:
         if source.config:
             _check_finished(source)
@@ -75,10 +109,19 @@ def load(
         # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
         if method and method != QUANT_METHOD:
             raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
+        tokens = min(context or _CONTEXT, config.max_position_embeddings)
+        residency = _residency(source, config, max_memory, tokens, kv_bits)
         mapped = MappedCheckpoint(source)
-        weights = Weights(mapped, schemes, compute)
-        decoder = assemble_decoder(config, weights)
-        weights.check_all_taken()
+        reader = None if residency is None or not residency.streamed else open_reader(source, residency)
+        try:
+            weights = Weights(mapped if reader is None else StreamedCheckpoint(mapped, reader), schemes, compute)
+            decoder = assemble_decoder(config, weights, turns(reader, residency))
+            weights.check_all_taken()
+            _settle(mapped, residency, mlock=mlock)
+        except BaseException:
+            if reader is not None:
+                reader.close()
+            raise
         total = sum(info.nbytes for info in source.tensors.values())
         return Model(
             decoder,
@@ -87,8 +130,40 @@ def load(
             bits_per_weight=8.0 * total / weights.elements,
             stop_tokens=stop_tokens(source.folder, source.config),
             kv_bits=kv_bits,
-            mapped=mapped,
+            held=Held(mapped, residency, reader, tokens if max_memory else None),
         )
+
+
+def _residency(
+    source: FolderSource, config: DecoderConfig, max_memory: int | None, tokens: int, kv_bits: int
+) -> Residency | None:
+    """Decide what stays in memory; None where nothing can be decided and nothing was asked for."""
+    try:
+        found = plan_residency(source.tensors, config, Room.here(max_memory, tokens, kv_bits))
+    except ResourceError:
+        if max_memory is not None:
+            raise
+        _log.warning("this machine seems to have too little free memory for the model: it may be very slow")
+        return None
+    if found.streamed and max_memory is None:
+        _log.warning(
+            "%d of %d blocks do not fit into free memory: %s are read for every pass through the model",
+            len(found.streamed), found.layers, format_size(found.streamed_bytes),
+        )  # fmt: skip
+    return found
+
+
+def _settle(mapped: MappedCheckpoint, residency: Residency | None, *, mlock: bool) -> None:
+    """Bring what stays into memory, where it is known to fit and not all there is."""
+    streaming = residency is not None and bool(residency.streamed)
+    if not (streaming or mlock):
+        return
+    names = mapped.source.tensors if residency is None else residency.staying(mapped.source.tensors)
+    if mlock:
+        mapped.lock(names)
+    else:
+        mapped.release()
+        mapped.populate(names)
 
 
 def _check_finished(source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -84,12 +85,27 @@ class Mlp:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A decoder block: `x += attention(norm(x))`, then `x += mlp(norm(x))`."""
+    """A decoder block: `x += attention(norm(x))`, then `x += mlp(norm(x))`.
+
+    Parameters
+    ----------
+    attention_norm, mlp_norm : float32 (hidden_size,)
+    attention : Attention
+    mlp : Mlp or SparseMlp
+    ready : context manager
+        Within it the weights are there: some blocks are read only when their turn comes.
+    """
 
     attention_norm: np.ndarray
     attention: Attention
     mlp_norm: np.ndarray
     mlp: Mlp | SparseMlp
+    ready: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the weights are always there."""
+        return isinstance(self.ready, nullcontext)
 
     @property
     def linears(self) -> dict[str, Linear]:
@@ -137,7 +153,9 @@ class Stack:
         """Make a stack of the one block that stands at `layer` in the model of `config`."""
         return cls(replace(config, n_layers=1, sliding_window=(config.sliding_window[layer],)), (block,))
 
-    def run(self, x: np.ndarray, cache: KVCache, length: int, *, windows: int = 1) -> np.ndarray:
+    def run(
+        self, x: np.ndarray, cache: KVCache, length: int, *, windows: int = 1, chunk: int | None = None
+    ) -> np.ndarray:
         """Run hidden states through all blocks; their keys and values join the cache.
 
         Parameters
@@ -151,6 +169,9 @@ class Stack:
         windows : int
             Texts of equal length that stand one behind the other in `x`, and do not see each other. With several, the
             stack has one block and the cache is empty; it holds nothing of use afterwards.
+        chunk : int, optional
+            Tokens that go through a block at a time, of a text that goes through block by block: each block's weights
+            are needed once, and the result is that of so many tokens at a time. All by default.
 
         Returns
         -------
@@ -166,25 +187,55 @@ class Stack:
         """
         if not jit_enabled():
             raise UnsupportedError("models run in compiled kernels only", hint="unset NUMBA_DISABLE_JIT")
-        count, eps = x.shape[0] // windows, self.config.rms_norm_eps
-        assert windows == 1 or (len(self.blocks) == 1 and cache.length == 0)
+        count, total = x.shape[0] // windows, x.shape[0]
+        assert windows == 1 or (len(self.blocks) == 1 and cache.length == 0 and chunk is None)
         cache.reserve(cache.length + count)
         turn = self._rotary.rows(cache.length, count, length)
-        room = cache.scratch.room("normed", x.shape)
-        delta = None
+        step = max(1, chunk or total)
+        parts = [slice(start, min(start + step, total)) for start in range(0, total, step)]
+        deltas: list[np.ndarray | None] = [None] * len(parts)
+        room = cache.scratch.room("deltas", x.shape) if len(parts) > 1 else None
         for layer, block in enumerate(self.blocks):
-            if delta is None:
-                normed = rms_norm(x, block.attention_norm, eps, out=room)
-            else:
-                normed = add_norm(x, delta, block.attention_norm, eps, out=room)
-            delta = self._attend(normed, turn, layer, cache)
-            normed = add_norm(x, delta, block.mlp_norm, eps, out=room)
-            delta = self._mlp(normed, block.mlp, cache)
-        if delta is not None:
-            x += delta
+            with block.ready:
+                for number, part in enumerate(parts):
+                    turned = turn if len(parts) == 1 else (turn[0][part], turn[1][part])
+                    delta = self._run_block(x[part], deltas[number], layer, turned, cache, part.start)
+                    if room is None:
+                        deltas[number] = delta
+                    else:  # the next part makes its own in the same place
+                        room[part] = delta
+                        deltas[number] = room[part]
+        for part, last in zip(parts, deltas, strict=True):
+            if last is not None:
+                x[part] += last
         return x
 
-    def _attend(self, x: np.ndarray, turn: tuple[np.ndarray, np.ndarray], layer: int, cache: KVCache) -> np.ndarray:
+    def _run_block(
+        self,
+        x: np.ndarray,
+        delta: np.ndarray | None,
+        layer: int,
+        turn: tuple[np.ndarray, np.ndarray],
+        cache: KVCache,
+        behind: int,
+    ) -> np.ndarray:
+        """Run tokens, `behind` places behind those of the cache, through a block.
+
+        What the block before adds to `x`, `delta`, is added in one go with the norm; what this one adds is returned.
+        """
+        block, eps = self.blocks[layer], self.config.rms_norm_eps
+        room = cache.scratch.room("normed", x.shape)
+        if delta is None:
+            normed = rms_norm(x, block.attention_norm, eps, out=room)
+        else:
+            normed = add_norm(x, delta, block.attention_norm, eps, out=room)
+        delta = self._attend(normed, turn, layer, cache, cache.length + behind)
+        normed = add_norm(x, delta, block.mlp_norm, eps, out=room)
+        return self._mlp(normed, block.mlp, cache)
+
+    def _attend(
+        self, x: np.ndarray, turn: tuple[np.ndarray, np.ndarray], layer: int, cache: KVCache, position: int
+    ) -> np.ndarray:
         weights, kept, room = self.blocks[layer].attention, cache.layers[layer], cache.scratch.room
         count, head_dim = x.shape[0], self.config.head_dim
         named = zip(("queries", "keys", "values"), (weights.q, weights.k, weights.v), strict=True)
@@ -195,8 +246,8 @@ class Stack:
         for start in range(0, count, tokens):
             parts = (array[start : start + tokens].reshape(tokens, -1, head_dim) for array in (*heads, mixed))
             queries, keys, values, out = parts
-            store_heads((queries, keys, values), turn, kept, position=cache.length, norms=self._head_norms[layer])
-            attention(queries, kept, start=cache.length, window=weights.window, out=out, scratch=cache.scratch)
+            store_heads((queries, keys, values), turn, kept, position=position, norms=self._head_norms[layer])
+            attention(queries, kept, start=position, window=weights.window, out=out, scratch=cache.scratch)
         return weights.o(mixed, out=room("delta", x.shape))
 
     def _mlp(self, x: np.ndarray, weights: Mlp | SparseMlp, cache: KVCache) -> np.ndarray:

@@ -13,8 +13,7 @@ from llmq.formats.schemes import QUANT_METHOD
 from llmq.runtime.linear import DenseLinear, PackedLinear
 
 if TYPE_CHECKING:
-    from llmq.checkpoint.loaded import LoadedCheckpoint
-    from llmq.checkpoint.mapped import MappedCheckpoint
+    from llmq.checkpoint.streamed import Tensors
     from llmq.formats.compressed_tensors import Schemes
     from llmq.runtime.linear import Compute, Linear
 
@@ -30,7 +29,7 @@ class Weights:
 
     Parameters
     ----------
-    mapped : MappedCheckpoint or LoadedCheckpoint
+    arrays : Tensors
         Where tensors come from.
     schemes : Schemes or None
         How packed modules are quantized; None for a checkpoint without any.
@@ -38,9 +37,9 @@ class Weights:
         Of packed linears.
     """
 
-    def __init__(self, mapped: MappedCheckpoint | LoadedCheckpoint, schemes: Schemes | None, compute: Compute) -> None:
-        self._mapped = mapped
-        self._infos = mapped.source.tensors
+    def __init__(self, arrays: Tensors, schemes: Schemes | None, compute: Compute) -> None:
+        self._arrays = arrays
+        self._infos = arrays.source.tensors
         self._schemes = schemes
         self._compute = compute
         self._taken: set[str] = set()
@@ -79,7 +78,7 @@ class Weights:
         names = {suffix: f"{module}.{suffix}" for suffix in native.SUFFIXES if f"{module}.{suffix}" in self._infos}
         if self._schemes is None:
             raise self._error("packed, but config.json has no quantization_config", names["weight_packed"])
-        arrays = {suffix: self._mapped.tensor(name) for suffix, name in names.items()}
+        arrays = {suffix: self._arrays.tensor(name) for suffix, name in names.items()}
         try:
             weight = native.decode(arrays, self._schemes.scheme(module), module)
         except (InputError, UnsupportedError) as error:
@@ -99,7 +98,7 @@ class Weights:
     def _float(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         info = self._infos.get(name)
         if info is None:
-            raise InputError("missing", file=self._mapped.source.label, tensor=name, hint=_MISSING)
+            raise InputError("missing", file=self._arrays.source.label, tensor=name, hint=_MISSING)
         if info.shape != shape:
             raise self._error("shape does not fit config.json", name, list(shape), list(info.shape))
         if info.dtype not in _FLOATS:
@@ -111,7 +110,7 @@ class Weights:
             )
         self._take(name)
         self.elements += int(np.prod(shape, dtype=np.int64))
-        return self._mapped.tensor(name)
+        return self._arrays.tensor(name)
 
     def _take(self, *names: str) -> None:
         self._taken.update(names)
@@ -119,7 +118,7 @@ class Weights:
     def _error(self, what: str, tensor: str, expected: Any = None, found: Any = None) -> InputError:
         module = tensor.rpartition(".")[0]
         names = (tensor, f"{module}.weight_packed")
-        file = next((self._infos[name].file for name in names if name in self._infos), self._mapped.source.label)
+        file = next((self._infos[name].file for name in names if name in self._infos), self._arrays.source.label)
         return InputError(what, file=file, tensor=tensor, expected=expected, found=found)
 
 

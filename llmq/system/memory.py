@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import sys
 import threading
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "total_memory"]
+__all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "lock_memory", "total_memory"]
 
 _STATUS: Final = Path("/proc/self/status")
 _KEPT: Final = 512
@@ -155,6 +157,22 @@ def available_memory(root: Path = Path("/")) -> int:
     meminfo = _meminfo(root)
     machine = meminfo.get("MemAvailable") or meminfo.get("MemFree") or _physical_memory()
     return max(0, min([machine, *(limit - used for limit, used in _cgroups(root))]))
+
+
+def lock_memory(address: int, count: int) -> None:
+    """Keep `count` bytes from an address on in memory, reading them first where they are mapped files.
+
+    Raises
+    ------
+    OSError
+        The system does not allow so much, or cannot do it.
+    """
+    try:
+        call = ctypes.CDLL(None, use_errno=True).mlock
+    except (AttributeError, TypeError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if call(ctypes.c_void_p(address), ctypes.c_size_t(count)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _physical_memory() -> int:

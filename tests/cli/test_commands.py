@@ -1,6 +1,7 @@
 """Each command as users and other programs meet it: on the sample, quantized where it matters."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -201,9 +202,38 @@ def test_generate_reads_its_prompt_from_stdin(spawn, small_model):
 def test_generate_refuses_what_does_not_fit(call, small_model):
     code, out, err = call("generate", small_model, "-p", PROMPT, "-m", 8, "--max-memory", "6MB")
     assert (code, out) == (5, "")
-    assert "expected at most 6.00 MB" in err
-    assert "weights 5.69 MB, cache of 13 tokens" in err
+    assert "does not run in so little memory" in err
+    assert "cache of 13 tokens" in err
+    assert "hint: --max-memory" in err
     assert call("generate", small_model, "-p", PROMPT, "-m", 2, "--max-memory", "64GiB")[0] == 0
+
+
+def test_generate_streams_what_does_not_stay(call, sample_model):
+    code, plain, err = call("generate", sample_model, "-p", PROMPT, "-m", 40, "--json")
+    found = json.loads(plain)
+    assert (code, found["streamed_blocks"], found["blocks"]) == (0, 0, 6)
+    # What the process takes is unknown here, and a refusal tells the least that does.
+    _, _, err = call("generate", sample_model, "-p", PROMPT, "-m", 40, "--max-memory", "1MiB")
+    least = int(re.search(r"hint: --max-memory (\d+)MiB", err)[1])
+    limit = f"{least + 2}MiB"
+    code, out, err = call("generate", sample_model, "-p", PROMPT, "-m", 40, "--max-memory", limit, "--json")
+    streamed = json.loads(out)
+    assert code == 0, err
+    assert streamed["text"] == found["text"]
+    assert 0 < streamed["streamed_blocks"] <= 6
+    assert streamed["streamed_bytes"] > 0
+    assert streamed["accepted"] <= streamed["guessed"]
+    assert re.search(r"of 6 blocks stay in memory; .* are read for every pass", err)
+    assert re.search(r"peak memory: .* \(predicted .*\)", err)
+
+
+def test_chat_within_a_limit(spawn, small_model):
+    flags = ("--max-memory", "8GiB", "--context", 60, "--json", "--temp", 0, "-m", 500)
+    done = spawn("chat", small_model, *flags, input="Who are you?\n")
+    assert done.returncode == 0, done.stderr
+    (turn,) = json.loads(done.stdout)["turns"]
+    assert turn["prompt_tokens"] + turn["tokens"] <= 61
+    assert "context of 60 tokens is full" in done.stderr
 
 
 @pytest.mark.parametrize(

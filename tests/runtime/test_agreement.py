@@ -84,7 +84,8 @@ def test_agrees_with_transformers(case, tmp_path, save_model, their_logits, monk
     assert whole.dtype == np.float32
     np.testing.assert_allclose(whole, expected, atol=1e-4)
 
-    monkeypatch.setattr(llmq.runtime.model, "_CHUNK", 16)
+    monkeypatch.setattr(llmq.runtime.model, "CHUNK", 16)
+    monkeypatch.setattr(model, "_wave", 32)
     np.testing.assert_allclose(model(prompt(40)), expected, atol=1e-4)
 
     cache = model.new_cache(capacity=1)
@@ -105,7 +106,8 @@ def test_dynamic_rope_depends_on_the_whole_prompt(tmp_path, save_model, their_lo
     model = load(tmp_path, compute="float32")
     np.testing.assert_allclose(model(prompt(40)), expected, atol=1e-4)
     np.testing.assert_allclose(model(prompt(12)), short, atol=1e-4)
-    monkeypatch.setattr(llmq.runtime.model, "_CHUNK", 16)
+    monkeypatch.setattr(llmq.runtime.model, "CHUNK", 16)
+    monkeypatch.setattr(model, "_wave", 16)
     np.testing.assert_allclose(model(prompt(40)), expected, atol=1e-4)
 
 
