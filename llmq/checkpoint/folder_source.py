@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint.folder_files import FolderFiles, read_folder
 from llmq.checkpoint.header import Header, TensorInfo, read_header
-from llmq.checkpoint.index import check_index, merge_headers, shard_names
+from llmq.checkpoint.index import shard_names, tensors_of
 from llmq.checkpoint.safe_open import Signature, allowed_roots, open_inside, signature_of
 from llmq.errors import InputError
 from llmq.system.files import preadv
@@ -61,9 +61,7 @@ class FolderSource:
             names = sorted(entry.name for entry in folder.iterdir())
             for name in [only] if only else shard_names(folder, names, beside.index):
                 self._open(name)
-            self.tensors: Mapping[str, TensorInfo] = merge_headers(self._headers)
-            if beside.index is not None:
-                check_index(beside.index, self.tensors)
+            self.tensors: Mapping[str, TensorInfo] = tensors_of(self._headers, beside.index, self.config)
         except BaseException:
             self.close()
             raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.safe_open import read_small
+from llmq.checkpoint.stacked import per_expert
 from llmq.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "merge_headers",
     "no_weights",
     "shard_names",
+    "tensors_of",
     "weight_map",
 ]
 
@@ -144,3 +146,19 @@ def check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> 
     if unlisted:
         more = f" (and {len(unlisted) - 1} more)" if len(unlisted) > 1 else ""
         raise InputError(f"missing in {INDEX_FILE}{more}", file=unlisted[0].file, tensor=unlisted[0].name)
+
+
+def tensors_of(
+    headers: Mapping[str, Header], index: Mapping[str, str] | None, config: Mapping[str, Any]
+) -> Mapping[str, TensorInfo]:
+    """All tensors of a checkpoint, by name: merged, as its index says if it has one, and stacked experts taken apart.
+
+    Raises
+    ------
+    InputError
+        What `merge_headers`, `check_index` and `per_expert` find.
+    """
+    tensors = merge_headers(headers)
+    if index is not None:
+        check_index(index, tensors)
+    return per_expert(tensors, config)

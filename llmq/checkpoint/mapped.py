@@ -45,7 +45,7 @@ class MappedCheckpoint:
     def __init__(self, source: FolderSource) -> None:
         self.source = source
         self._files: dict[str, np.ndarray] = {}
-        self._maps: list[mmap.mmap] = []
+        self._maps: dict[str, mmap.mmap] = {}
 
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor, read-only.
@@ -80,8 +80,25 @@ class MappedCheckpoint:
         Does nothing where the system cannot be told.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps:
+            for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
+
+    def expect(self, names: Collection[str]) -> None:
+        """Have the system begin to read tensors that will be used soon, without waiting for them."""
+        self._advise(names, "MADV_WILLNEED")
+
+    def forget(self, names: Collection[str]) -> None:
+        """Give the memory of some tensors back, as `release` does for all."""
+        self._advise(names, "MADV_DONTNEED")
+
+    def _advise(self, names: Collection[str], advice: str) -> None:
+        if not hasattr(mmap, advice):
+            return
+        for name in names:
+            info = self.source.tensors[name]
+            if info.nbytes and info.file in self._maps:
+                start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+                self._maps[info.file].madvise(getattr(mmap, advice), start, info.offset + info.nbytes - start)
 
     def populate(self, names: Collection[str]) -> None:
         """Bring tensors into the page cache now, several requests at a time, rather than page by page when used.
@@ -143,5 +160,5 @@ class MappedCheckpoint:
             raise InputError(f"cannot be mapped: {error.strerror}", file=file) from error
         finally:
             os.close(fd)
-        self._maps.append(mapped)
+        self._maps[file] = mapped
         return np.frombuffer(mapped, dtype=np.uint8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from llmq.checkpoint.folder_files import read_folder
 from llmq.checkpoint.header import Header, header_length, parse_header
-from llmq.checkpoint.index import check_index, merge_headers, shard_names
+from llmq.checkpoint.index import shard_names, tensors_of
 from llmq.checkpoint.safe_open import allowed_roots
 from llmq.errors import InputError
 from llmq.system.pool import DaemonPool
@@ -100,9 +100,7 @@ class RemoteSource:
             shards = shard_names(self.folder, names, beside.index)
             headers = [self._streams.submit(self._header, name) for name in shards]
             self._headers = {name: header.result() for name, header in zip(shards, headers, strict=True)}
-            self.tensors: Mapping[str, TensorInfo] = merge_headers(self._headers)
-            if beside.index is not None:
-                check_index(beside.index, self.tensors)
+            self.tensors: Mapping[str, TensorInfo] = tensors_of(self._headers, beside.index, self.config)
         except BaseException:
             self.close()
             raise

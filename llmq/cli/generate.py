@@ -88,11 +88,12 @@ def _load(model: str, text: str, max_tokens: int, options: dict[str, Any]) -> Mo
     loaded = load(model, context=len(encode(tokenizer, text)) + max_tokens, **options)
     loaded.tokenizer = tokenizer  # not a second time
     residency = loaded.residency
-    if options["max_memory"] is not None and residency is not None and residency.streamed:
-        say(
-            f"{residency.layers - len(residency.streamed)} of {residency.layers} blocks stay in memory; "
-            f"{format_size(residency.streamed_bytes)} are read for every pass"
-        )
+    if options["max_memory"] is not None and residency is not None:
+        if residency.streamed:
+            staying = f"{residency.layers - len(residency.streamed)} of {residency.layers} blocks stay in memory"
+            say(f"{staying}; {format_size(residency.streamed_bytes)} are read for every pass")
+        if residency.expert_bytes is not None:
+            say(f"{format_size(residency.expert_bytes)} of experts stay in memory: those used last")
     return loaded
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from llmq.runtime.decoder import Decoder
 from llmq.runtime.experts import SparseMlp
+from llmq.runtime.held import Presence
 from llmq.runtime.stack import Attention, Block, Mlp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
     from llmq.architectures import DecoderConfig
     from llmq.architectures.experts import Experts
@@ -22,19 +22,16 @@ __all__ = ["assemble_block", "assemble_decoder"]
 _LINEARS: Final = ("gate_proj", "up_proj", "down_proj")
 
 
-def assemble_decoder(
-    config: DecoderConfig, weights: Weights, turns: Mapping[int, AbstractContextManager[object]] | None = None
-) -> Decoder:
+def assemble_decoder(config: DecoderConfig, weights: Weights, presence: Presence | None = None) -> Decoder:
     """Take all tensors of a model.
 
     Parameters
     ----------
     config : DecoderConfig
     weights : Weights
-    turns : mapping of int to context manager, optional
-        `Block.ready` of those blocks, by number, whose weights are not always there.
+    presence : Presence, optional
+        How weights that are not always there come there; all are by default.
     """
-    turns = turns or {}
     table, head = "model.embed_tokens", "lm_head"
     shape = (config.vocab_size, config.hidden_size)
     tied = config.tie_word_embeddings
@@ -43,21 +40,15 @@ def assemble_decoder(
     return Decoder(
         config=config,
         embedding=embedding,
-        blocks=tuple(
-            assemble_block(config, weights, layer, turns.get(layer, nullcontext())) for layer in range(config.n_layers)
-        ),
+        blocks=tuple(assemble_block(config, weights, layer, presence) for layer in range(config.n_layers)),
         norm=weights.vector("model.norm.weight", config.hidden_size),
         head=embedding if tied and not (weights.has(head) and weights.has(table)) else weights.linear(head, shape),
     )
 
 
-def assemble_block(
-    config: DecoderConfig,
-    weights: Weights,
-    layer: int,
-    ready: AbstractContextManager[object] = nullcontext(),  # noqa: B008  # it holds nothing
-) -> Block:
-    """Take the tensors of one decoder block; `ready` is `Block.ready`."""
+def assemble_block(config: DecoderConfig, weights: Weights, layer: int, presence: Presence | None = None) -> Block:
+    """Take the tensors of one decoder block; see `assemble_decoder`."""
+    presence = presence or Presence()
     name, hidden = f"model.layers.{layer}", config.hidden_size
     experts = config.experts
     return Block(
@@ -66,8 +57,8 @@ def assemble_block(
         mlp_norm=weights.vector(f"{name}.post_attention_layernorm.weight", hidden),
         mlp=_mlp(config, weights, f"{name}.mlp", config.intermediate_size)
         if experts is None or not experts.layers[layer]
-        else _experts(config, experts, weights, name),
-        ready=ready,
+        else _experts(config, experts, weights, name, presence.experts.get(layer)),
+        ready=presence.turns.get(layer, nullcontext()),
     )
 
 
@@ -82,7 +73,13 @@ def _mlp(
     )
 
 
-def _experts(config: DecoderConfig, experts: Experts, weights: Weights, block: str) -> SparseMlp:
+def _experts(
+    config: DecoderConfig,
+    experts: Experts,
+    weights: Weights,
+    block: str,
+    used_next: Callable[[int, int | None], None] | None,
+) -> SparseMlp:
     name, hidden, shared = f"{block}.{experts.module}", config.hidden_size, experts.shared_size
     return SparseMlp(
         router=weights.linear(f"{name}.gate", (experts.count, hidden)),
@@ -94,6 +91,7 @@ def _experts(config: DecoderConfig, experts: Experts, weights: Weights, block: s
         normalized=experts.normalized,
         shared=None if shared is None else _mlp(config, weights, f"{name}.shared_expert", shared),
         shared_gate=None if shared is None else weights.linear(f"{name}.shared_expert_gate", (1, hidden)),
+        used_next=used_next,
     )
 
 

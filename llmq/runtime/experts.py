@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmq.runtime.linear import Linear
     from llmq.runtime.stack import Mlp
 
@@ -31,6 +33,8 @@ class SparseMlp:
         What every token meets.
     shared_gate : Linear or None
         `(1, hidden_size)`: its share is ``sigmoid(shared_gate(x))``.
+    used_next : callable or None
+        Told the number of each expert that is about to be used, and of the one after it or None.
     """
 
     router: Linear
@@ -39,6 +43,7 @@ class SparseMlp:
     normalized: bool
     shared: Mlp | None = None
     shared_gate: Linear | None = None
+    used_next: Callable[[int, int | None], None] | None = None
 
     @property
     def linears(self) -> dict[str, Linear]:

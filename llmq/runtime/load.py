@@ -14,7 +14,7 @@ from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from llmq.formats import FORMATS
 from llmq.formats.schemes import QUANT_METHOD, quantization_section
 from llmq.runtime.assemble import assemble_decoder
-from llmq.runtime.held import Held, open_reader, turns
+from llmq.runtime.held import Held, Presence, open_reader
 from llmq.runtime.linear import Compute
 from llmq.runtime.model import Model
 from llmq.runtime.residency import Room, plan_residency
@@ -115,7 +115,7 @@ def load(
         reader = None if residency is None or not residency.streamed else open_reader(source, residency)
         try:
             weights = Weights(mapped if reader is None else StreamedCheckpoint(mapped, reader), schemes, compute)
-            decoder = assemble_decoder(config, weights, turns(reader, residency))
+            decoder = assemble_decoder(config, weights, Presence.of(residency, mapped, reader))
             weights.check_all_taken()
             _settle(mapped, residency, mlock=mlock)
         except BaseException:
@@ -145,7 +145,11 @@ def _residency(
             raise
         _log.warning("this machine seems to have too little free memory for the model: it may be very slow")
         return None
-    if found.streamed and max_memory is None:
+    if max_memory is not None:
+        return found
+    if found.expert_bytes is not None:
+        _log.warning("not all experts fit into free memory: %s of them stay", format_size(found.expert_bytes))
+    if found.streamed:
         _log.warning(
             "%d of %d blocks do not fit into free memory: %s are read for every pass through the model",
             len(found.streamed), found.layers, format_size(found.streamed_bytes),
@@ -155,8 +159,8 @@ def _residency(
 
 def _settle(mapped: MappedCheckpoint, residency: Residency | None, *, mlock: bool) -> None:
     """Bring what stays into memory, where it is known to fit and not all there is."""
-    streaming = residency is not None and bool(residency.streamed)
-    if not (streaming or mlock):
+    limited = residency is not None and (residency.streamed or residency.expert_bytes is not None)
+    if not (limited or mlock):
         return
     names = mapped.source.tensors if residency is None else residency.staying(mapped.source.tensors)
     if mlock:

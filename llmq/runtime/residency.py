@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llmq.checkpoint.block_reader import buffer_bytes
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
     from llmq.checkpoint.header import TensorInfo
 
-__all__ = ["CHUNK", "HEADROOM", "Residency", "Room", "machine_limit", "plan_residency", "working_bytes"]
+__all__ = [
+    "CHUNK",
+    "HEADROOM",
+    "Residency",
+    "Room",
+    "experts_of",
+    "machine_limit",
+    "plan_residency",
+    "streamable",
+    "working_bytes",
+]
 
 CHUNK: Final = 256
 """Tokens of a prompt that go through a block at once: enough to make use of every weight that is read."""
@@ -37,6 +47,7 @@ _AROUND: Final = 64 << 10
 """Bytes of a mapped file that come into memory when one of them is touched."""
 
 _BLOCK: Final = re.compile(r"model\.layers\.(\d+)\.")
+_EXPERT: Final = re.compile(r"model\.layers\.(\d+)\..*\.experts\.(\d+)\.")
 _TABLE: Final = "model.embed_tokens."
 _HEAD: Final = "lm_head."
 _READABLE: Final = ("BF16", "F16", "F32")
@@ -100,6 +111,8 @@ class Residency:
         Tokens of a prompt that go through all blocks in one pass over the weights.
     tied : bool
         Whether the embedding table is the head too.
+    expert_bytes : int or None
+        Experts that stay, mapped, at a time: those used last, and part of `resident_bytes`; None where all may stay.
     """
 
     room: Room
@@ -113,6 +126,7 @@ class Residency:
     working_bytes: int
     wave: int
     tied: bool
+    expert_bytes: int | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -124,8 +138,20 @@ class Residency:
         """Names of the tensors that are needed for every token and stay in memory, in the order of their bytes."""
         blocks = streamable(tensors)
         read = {info.name for number in self.streamed for info in blocks[number]}
+        if self.expert_bytes is not None:
+            read |= {name for names in experts_of(tensors).values() for name in names}
         table = () if self.tied else (_TABLE,)
         return [name for name in tensors if name not in read and not name.startswith(table)]
+
+
+def experts_of(tensors: Mapping[str, TensorInfo]) -> dict[tuple[int, int], list[str]]:
+    """Names of the tensors of each expert, by block and number."""
+    found: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+    for name in tensors:
+        place = _EXPERT.match(name)
+        if place is not None:
+            found[int(place[1]), int(place[2])].append(name)
+    return dict(found)
 
 
 def streamable(tensors: Mapping[str, TensorInfo]) -> dict[int, list[TensorInfo]]:
@@ -163,16 +189,16 @@ def plan_residency(tensors: Mapping[str, TensorInfo], config: DecoderConfig, roo
     Returns
     -------
     Residency
-        Nothing is streamed where everything fits.
+        Nothing is streamed where everything fits. Of experts, which no one knows beforehand, those used last stay.
 
     Raises
     ------
     ResourceError
-        Even with all blocks streamed it would not fit.
+        Even with all blocks streamed, or two experts at a time, it would not fit.
     """
-    blocks = streamable(tensors)
     if config.experts is not None:
-        blocks = {}
+        return _with_experts(_planned(tensors, config, room, {}, 0), tensors)
+    blocks = streamable(tensors)
     plans = (_planned(tensors, config, room, blocks, count) for count in range(len(blocks) + 1))
     least = None
     for plan in plans:
@@ -181,6 +207,18 @@ def plan_residency(tensors: Mapping[str, TensorInfo], config: DecoderConfig, roo
         least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
     assert least is not None
     raise _too_little(least)
+
+
+def _with_experts(whole: Residency, tensors: Mapping[str, TensorInfo]) -> Residency:
+    if whole.peak_bytes <= whole.room.limit:
+        return whole
+    sizes = [sum(tensors[name].nbytes for name in names) for names in experts_of(tensors).values()]
+    least = min(sum(sizes), 2 * max(sizes, default=0))
+    rest = replace(whole, resident_bytes=whole.resident_bytes - sum(sizes))
+    spare = whole.room.limit - rest.peak_bytes
+    if spare < least:
+        raise _too_little(replace(rest, resident_bytes=rest.resident_bytes + least))
+    return replace(rest, resident_bytes=rest.resident_bytes + spare, expert_bytes=spare)
 
 
 def _planned(

@@ -263,7 +263,10 @@ class Stack:
         else:
             np.multiply(self._gate(x, weights.shared, cache), sigmoid(weights.shared_gate(x)), out=total)
         chosen, shares = choose_experts(weights.router(x), weights.used, normalized=weights.normalized)
-        for number in np.unique(chosen).tolist():
+        numbers: list[int] = np.unique(chosen).tolist()
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            if weights.used_next is not None:
+                weights.used_next(number, following)
             tokens, places = np.nonzero(chosen == number)
             made = self._gate(x[tokens], weights.experts[number], cache)
             total[tokens] += shares[tokens, places, None] * made
