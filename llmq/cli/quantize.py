@@ -116,7 +116,12 @@ class _GroupSize(click.ParamType[int]):
     metavar="FILE",
     help="recipe.json of an earlier output, or its folder: every tensor gets what it got there.",
 )
-@click.option("--max-memory", type=SIZE, help="Bound on the process's anonymous memory, such as 2GiB.")
+@click.option(
+    "--max-memory",
+    type=SIZE,
+    metavar="SIZE",
+    help="Bound on the process's anonymous memory, such as 2GiB.  [default: what the machine has free]",
+)
 @click.option("--max-shard-size", type=SIZE, default="5GB", show_default=True, help="Bytes of a file.")
 @threads_option
 @click.option(
@@ -257,9 +262,8 @@ def _print_summary(report: QuantizeReport) -> None:
     rate = format_size(plan.source_bytes / max(report.seconds, 1e-9))
     click.echo(f"  {report.seconds:.1f} s ({rate}/s)")
     anonymous, total = format_size(report.peak_anon_bytes), format_size(report.peak_rss_bytes)
-    click.echo(
-        f"  peak memory {anonymous} anonymous, {total} in all (predicted {format_size(plan.predicted_peak_bytes)})"
-    )
+    told = f"predicted {format_size(plan.predicted_peak_bytes)}, limit {format_size(report.max_memory)}"
+    click.echo(f"  peak memory {anonymous} anonymous ({told}), {total} with mapped files")
     _print_skipped(report)
 
 

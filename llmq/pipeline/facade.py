@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.output_folder import clear_leftovers
@@ -22,10 +22,11 @@ from llmq.pipeline.texts import choose_texts
 from llmq.plan import build_plan
 from llmq.plan.calibrated import with_calibration
 from llmq.plan.goals import make_goal
+from llmq.plan.process import remember_kernels
 from llmq.plan.recipe_files import RECIPE_FILE, check_replay, recipe_json, replay_recipe
 from llmq.plan.recipes import make_recipe
 from llmq.spec import Assigned
-from llmq.system.memory import PeakMemory
+from llmq.system.memory import PeakMemory, process_limit
 from llmq.system.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ __all__ = ["quantize"]
 
 _log = logging.getLogger("llmq")
 
+_LEAST_BYTES: Final = 256 << 20
+"""Of memory where nobody set a limit: a run in so little is not refused, whatever the machine seems to have free."""
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -49,7 +53,7 @@ class _Run:
 
     output: Path
     max_shard_size: int
-    max_memory: int | None
+    max_memory: int
     threads: int | None
     nonfinite: str
     overwrite: bool
@@ -131,7 +135,7 @@ def quantize(
     recipe : str or Path, optional
         `recipe.json` of an earlier output, or its folder: every tensor gets what it got there.
     max_memory : int, optional
-        Bound on the anonymous memory of the process, in bytes.
+        Bound on the anonymous memory of the process, in bytes; what the machine has free by default.
     max_shard_size : int
         Bytes of a shard.
     threads : int, optional
@@ -198,7 +202,7 @@ def quantize(
     run = _Run(
         Path(output),
         max_shard_size,
-        max_memory,
+        max(_LEAST_BYTES, process_limit()) if max_memory is None else max_memory,
         threads,
         nonfinite,
         overwrite,
@@ -328,6 +332,7 @@ def _write(
         except (NonfiniteError, ChecksumError):
             writer.discard()
             raise
+        remember_kernels(plan.tensors, plan.recipe.method)
         writer.commit(plan.config, copies | {RECIPE_FILE: json_strict.dumps(recipe_json(plan))})
     return blocks
 
@@ -356,4 +361,4 @@ def _set_threads(threads: int | None) -> None:
 
 def _report(run: _Run, plan: Plan, source: Source, state: str) -> QuantizeReport:
     _, skipped = select_copies(source)
-    return QuantizeReport(run.output, plan, state, 0.0, 0, 0, skipped)
+    return QuantizeReport(run.output, plan, state, 0.0, 0, 0, skipped, max_memory=run.max_memory)

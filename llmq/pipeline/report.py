@@ -41,6 +41,8 @@ class QuantizeReport:
         How the blocks of a calibrated run came out; those that an earlier run finished are missing.
     memory : tuple of (float, int)
         Seconds since the start and anonymous bytes of the process, at most 512 samples with the peak among them.
+    max_memory : int
+        What the anonymous memory was bound to, in bytes.
     """
 
     output: Path
@@ -53,6 +55,7 @@ class QuantizeReport:
     calibration: Calibration | None = None
     blocks: tuple[BlockResult, ...] = ()
     memory: tuple[tuple[float, int], ...] = ()
+    max_memory: int = 0
 
     def goal(self) -> dict[str, Any] | None:
         """What was asked of a mixture of widths and what was reached; None where widths were given."""
@@ -78,6 +81,7 @@ class QuantizeReport:
             "peak_anon_bytes": self.peak_anon_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
             "predicted_peak_bytes": plan.predicted_peak_bytes,
+            "max_memory_bytes": self.max_memory,
             "warnings": list(plan.warnings),
             "skipped_files": list(self.skipped_files),
             "goal": self.goal(),

@@ -12,11 +12,26 @@ if TYPE_CHECKING:
 
     from llmq.spec import QuantSpec
 
-__all__ = ["BLOCKS_READ", "BLOCKS_WRITTEN", "BLOCK_BYTES", "PROCESS_BYTES", "Budget", "Need", "block_budget"]
+__all__ = [
+    "BLOCKS_READ",
+    "BLOCKS_WRITTEN",
+    "BLOCK_BYTES",
+    "PROCESS_BYTES",
+    "TENSOR_BYTES",
+    "Budget",
+    "Need",
+    "block_budget",
+]
 
 PROCESS_BYTES: Final = 192 << 20
 """Anonymous memory of the process before any row is read: interpreter, NumPy, and Numba with LLVM compiling every
 kernel of the run. A test holds a run with an empty kernel cache against the prediction made of it."""
+
+TENSOR_BYTES: Final = 8 << 10
+"""What is known of each tensor: its plan, layout, journal and checksums."""
+
+REMOTE_BYTES: Final = 38 << 20
+"""Connections to a source on another machine, and the threads that read from them."""
 
 BLOCK_BYTES: Final = 32 << 20
 """Working memory of all blocks together where no budget is given: they should stay in the last-level cache."""
@@ -94,8 +109,22 @@ class Budget:
         return max(1, min(need.rows, max(need.least, fit // max(1, need.least) * need.least)))
 
 
-def block_budget(max_memory: int | None, needs: Iterable[Need]) -> Budget:
+def process_bytes(count: int, *, remote: bool) -> int:
+    """Bound on the anonymous memory of the process besides rows, for so many tensors of a source near or far."""
+    return PROCESS_BYTES + remote * REMOTE_BYTES + count * TENSOR_BYTES
+
+
+def block_budget(max_memory: int | None, needs: Iterable[Need], process: int = PROCESS_BYTES) -> Budget:
     """What a limit for the whole process leaves for blocks of any of the tensors.
+
+    Parameters
+    ----------
+    max_memory : int or None
+        Bytes; without a limit blocks take `BLOCK_BYTES`.
+    needs : iterable of Need
+        Of all tensors.
+    process : int
+        Bytes of the process besides blocks.
 
     Raises
     ------
@@ -105,10 +134,10 @@ def block_budget(max_memory: int | None, needs: Iterable[Need]) -> Budget:
     needs = list(needs)
     read = max((need.least * need.read for need in needs), default=0)
     made = max((need.least * need.made for need in needs), default=0)
-    most = BLOCK_BYTES if max_memory is None else max_memory - PROCESS_BYTES
+    most = BLOCK_BYTES if max_memory is None else max_memory - process
     least = max(read + made, _SMALLEST_BLOCK)
     if max_memory is not None and most < least:
-        raise _too_small(PROCESS_BYTES + least, f"{max_memory >> 20} MiB")
+        raise _too_small(process + least, f"{max_memory >> 20} MiB")
     spare = max(0, min(most, BLOCK_BYTES) - read - made)
     return Budget(read + 2 * spare // 3, made + spare // 3)
 

@@ -14,9 +14,10 @@ from llmq.checkpoint.dtypes import bytes_per_element
 from llmq.checkpoint.layout import OutputTensor, lay_out
 from llmq.errors import UnsupportedError, UsageError
 from llmq.formats.compressed_tensors import SUFFIXES, already_quantized, entries, quantization_config
-from llmq.plan.budget import PROCESS_BYTES, Need, block_budget
+from llmq.plan.budget import Need, block_budget, process_bytes
 from llmq.plan.choose import chooser
 from llmq.plan.plan import Plan, TensorPlan
+from llmq.plan.process import expected_process_bytes
 from llmq.plan.targets import TARGETS, check_target
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def build_plan(
         tensor_roles |= {n: TensorRole(Role.OTHER, "tied to the embedding table") for n in _heads(source)}
     choose = chooser(recipe, keep)
     planned = [_plan_tensor(info, tensor_roles[name], choose) for name, info in source.tensors.items()]
-    budget = block_budget(max_memory, map(_need, planned))
+    process = process_bytes(len(planned), remote=source.in_file_order)
+    budget = block_budget(max_memory, map(_need, planned), process)
     planned = [replace(t, rows_per_block=budget.rows_per_block(_need(t))) for t in planned]
     planned.sort(key=lambda t: _execution_order(t.name, t.role))
     quantized = [t for t in planned if t.spec is not None]
@@ -91,7 +93,8 @@ def build_plan(
         tensors=tuple(planned),
         shards=lay_out(_output_order(planned), max_shard_size),
         config=_output_config(source, planned, recipe),
-        predicted_peak_bytes=_peak_bytes(planned),
+        predicted_peak_bytes=expected_process_bytes(planned, recipe.method, remote=source.in_file_order)
+        + _rows_bytes(planned),
         warnings=(),
         hints=(),
     )
@@ -173,10 +176,10 @@ def _need(tensor: TensorPlan) -> Need:
     return Need.of_weight((rows, columns), itemsize, tensor.spec)
 
 
-def _peak_bytes(planned: Sequence[TensorPlan]) -> int:
-    """Anonymous memory at the peak: blocks of one tensor may be read while those of another are written."""
+def _rows_bytes(planned: Sequence[TensorPlan]) -> int:
+    """Bytes of rows at the peak: blocks of one tensor may be read while those of another are written."""
     needs = [(t.rows_per_block, _need(t)) for t in planned]
-    return PROCESS_BYTES + max(rows * n.read for rows, n in needs) + max(rows * n.made for rows, n in needs)
+    return max(rows * n.read for rows, n in needs) + max(rows * n.made for rows, n in needs)
 
 
 def _execution_order(name: str, role: Role) -> tuple[int, int]:

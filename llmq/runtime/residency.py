@@ -11,7 +11,7 @@ from llmq.checkpoint.block_reader import buffer_bytes
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import ResourceError
 from llmq.runtime.cache import kv_bytes
-from llmq.system.memory import available_memory, current_memory, total_memory
+from llmq.system.memory import current_memory, process_limit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -25,7 +25,6 @@ __all__ = [
     "Residency",
     "Room",
     "experts_of",
-    "machine_limit",
     "plan_residency",
     "streamable",
     "working_bytes",
@@ -36,9 +35,6 @@ CHUNK: Final = 256
 
 HEADROOM: Final = 144 << 20
 """What a process grows by when it runs, besides weights, cache and activations: kernels compiled, and the heap."""
-
-_SPARE: Final = 512 << 20
-"""Memory of the machine that is left to others, at least."""
 
 _PART: Final = 16
 """One part in so many of the memory for weights may go to hidden states: the more, the fewer passes over a prompt."""
@@ -78,12 +74,7 @@ class Room:
     def here(cls, limit: int | None, tokens: int, kv_bits: int) -> Room:
         """Room in this process as it is now; without a limit, that of the machine."""
         used = current_memory().rss
-        return cls(machine_limit() if limit is None else limit, tokens, kv_bits, used + HEADROOM)
-
-
-def machine_limit() -> int:
-    """Bytes that this process may come to take without crowding the machine: what is free, less a part."""
-    return current_memory().rss + max(0, available_memory() - max(_SPARE, total_memory() // 32))
+        return cls(process_limit() if limit is None else limit, tokens, kv_bits, used + HEADROOM)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "lock_memory", "total_memory"]
+__all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "lock_memory", "process_limit", "total_memory"]
 
 _STATUS: Final = Path("/proc/self/status")
+_SPARE: Final = 512 << 20
+"""Memory of the machine that is left to others, at most."""
+
 _KEPT: Final = 512
 """Samples of a `PeakMemory` that are kept: a power of two."""
 
@@ -157,6 +160,11 @@ def available_memory(root: Path = Path("/")) -> int:
     meminfo = _meminfo(root)
     machine = meminfo.get("MemAvailable") or meminfo.get("MemFree") or _physical_memory()
     return max(0, min([machine, *(limit - used for limit, used in _cgroups(root))]))
+
+
+def process_limit() -> int:
+    """Bytes that this process may come to take without crowding the machine: its own, anonymous, and most of the rest."""
+    return current_memory().anon + max(0, available_memory() - min(_SPARE, total_memory() // 16))
 
 
 def lock_memory(address: int, count: int) -> None:

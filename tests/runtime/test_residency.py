@@ -221,20 +221,20 @@ def test_blocks_that_cannot_be_used_where_they_are_read_stay(folders):
 
 def test_without_a_limit_the_machine_decides(folders, monkeypatch, caplog):
     limit = limit_for(folders["sym"], 5)
-    monkeypatch.setattr(residency, "machine_limit", lambda: limit)
+    monkeypatch.setattr(residency, "process_limit", lambda: limit)
     with caplog.at_level(logging.WARNING):
         model = llmq.load(folders["sym"])
     assert model.streams
     assert model.context == 900, "what the model has, for nobody set a limit"
     assert "do not fit into free memory" in caplog.text
-    monkeypatch.setattr(residency, "machine_limit", lambda: 1 << 20)
+    monkeypatch.setattr(residency, "process_limit", lambda: 1 << 20)
     with caplog.at_level(logging.WARNING):
         assert not llmq.load(folders["sym"]).streams
     assert "too little free memory" in caplog.text
 
 
 def test_the_machine_has_more_than_this_process_takes():
-    assert current_memory().rss <= residency.machine_limit() < 1 << 50
+    assert current_memory().anon <= residency.process_limit() < 1 << 50
 
 
 @pytest.mark.parametrize("wrong", [{"max_memory": 0}, {"context": 0}, {"max_memory": -5}])

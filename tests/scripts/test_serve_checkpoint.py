@@ -63,7 +63,7 @@ def test_quantizes_to_the_bytes_of_a_copy(tmp_path, repository, address, monkeyp
     llmq.quantize(tmp_path / "copy", tmp_path / "near")
     for name, value in settings(address, tmp_path / "home").items():
         monkeypatch.setenv(name, value)
-    for memory in (256 << 20, 1 << 30):
+    for memory in (256 << 20, 1 << 30, 8 << 30):
         command = [sys.executable, "-c", QUANTIZE.format(memory=memory)]
         folder = tmp_path / str(memory)
         folder.mkdir()
