@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -24,7 +24,19 @@ import numba
 import numba.core.caching
 import numba.core.event
 
-__all__ = ["cache_folder", "cached", "call", "compiling", "jit", "jit_enabled", "on_compile", "set_threads", "threads"]
+__all__ = [
+    "cache_folder",
+    "cached",
+    "call",
+    "compiling",
+    "has_run",
+    "jit",
+    "jit_enabled",
+    "note_run",
+    "on_compile",
+    "set_threads",
+    "threads",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -295,3 +307,21 @@ def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
         _callbacks.remove(callback)
 
     return end
+
+
+def has_run(work: str) -> bool:
+    """Whether `note_run` was told of some work, so that all its kernels are in the cache."""
+    folder = cache_folder()
+    return folder is not None and _mark(folder, work).exists()
+
+
+def note_run(work: str) -> None:
+    """Note beside the compiled kernels that those of some work, by any words that tell it apart, are among them."""
+    folder = cache_folder()
+    if folder is not None:
+        with suppress(OSError):
+            _mark(folder, work).touch()
+
+
+def _mark(folder: Path, work: str) -> Path:
+    return folder / f"ran-{hashlib.sha256(work.encode()).hexdigest()[:16]}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from llmq.benchmarks.sampling import Sampler
 from llmq.errors import (
     InputError,
     LlmqError,
@@ -20,7 +21,7 @@ from llmq.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["llmq", "python"]
+__all__ = ["llmq", "python", "watched"]
 
 _ERRORS: Final[dict[int, type[LlmqError]]] = {
     kind.exit_code: kind for kind in (InputError, NetworkError, ResourceError, UnsupportedError, UsageError)
@@ -46,21 +47,35 @@ def python(*arguments: str, environment: Mapping[str, str] | None = None) -> dic
     LlmqError
         Its last lines, `error: ...` and `hint: ...`, by the class of its exit code.
     """
-    done = subprocess.run(  # noqa: S603  # Python itself, with our own words
+    return watched(*arguments, environment=environment)[0]
+
+
+def watched(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[dict[str, Any], Sampler]:
+    """Run Python as `python` does, and sample its memory meanwhile; raises the same."""
+    process = subprocess.Popen(  # noqa: S603  # Python itself, with our own words
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | dict(environment or {}),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         errors="replace",
-        check=False,
     )
-    if done.returncode == 0:
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
-    lines = done.stderr.splitlines()
+    with process, Sampler(process.pid) as sampler:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
+        result: dict[str, Any] = json.loads(out)
+        return result, sampler
+    raise _error(process.returncode, err)
+
+
+def _error(code: int, told: str) -> LlmqError:
+    lines = told.splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
     what = errors[-1] if errors else (lines or ["no message"])[-1]
-    kind = _ERRORS.get(done.returncode, LlmqError)
-    raise kind(what, hint=hints[-1] if hints else None)
+    return _ERRORS.get(code, LlmqError)(what, hint=hints[-1] if hints else None)

@@ -73,6 +73,10 @@ class Row:
         Of the processor's package, where the kernel tells.
     peak_anon_bytes, peak_rss_bytes : int or None
         Memory of the process.
+    predicted_peak_bytes : int or None
+        What was said beforehand: of anonymous memory of quantizing, of resident memory of running.
+    peak_pss_bytes, cgroup_peak_bytes : int or None
+        Of the whole process: its share of what it maps counted, and what its cgroup counts, page cache included.
     """
 
     name: str
@@ -88,6 +92,9 @@ class Row:
     joules_per_token: float | None = None
     peak_anon_bytes: int | None = None
     peak_rss_bytes: int | None = None
+    predicted_peak_bytes: int | None = None
+    peak_pss_bytes: int | None = None
+    cgroup_peak_bytes: int | None = None
 
     @property
     def ratio(self) -> float | None:

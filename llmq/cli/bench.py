@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -174,16 +175,37 @@ def _quantize(model: str, as_json: bool, **settings: Any) -> None:
 
 @command.command("memory")
 @model_argument
+@click.option("--bits", type=click.IntRange(1, 8), help="Quantize to so many bits first.  [default: run it as it is]")
+@click.option("--group-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Of that.")
+@click.option("--max-memory", type=SIZE, metavar="SIZE", help="Limit of quantizing and of running.")
 @click.option("-p", "--prompt", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="Read.")
 @click.option("-m", "--tokens", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="Made.")
+@click.option(
+    "--folder",
+    metavar="DIR",
+    help="Where the quantized model goes for the time being.  [default: that of temporary files]",
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw memory over time: .png, .svg or .pdf."
+)
 @_shared(runs=1)
-def _memory(model: str, as_json: bool, **settings: Any) -> None:
-    """Measure the peaks of memory while a model is loaded, reads a prompt and makes tokens."""
+def _memory(model: str, as_json: bool, plot: Path | None, **settings: Any) -> None:
+    """Measure memory while a model is quantized, loaded, reads a prompt and makes tokens, beside what was predicted.
+
+    Anonymous memory is the process's own; resident memory counts mapped files too, which the system drops when others
+    need their room.
+    """
+    from llmq.benchmarks.plot import check_plot, save_memory
+
+    if plot is not None:
+        check_plot(plot)
     settings["threads"] = _prepare(settings["threads"])
     from llmq.benchmarks.memory import MemorySettings, bench_memory
 
     with show_progress() as progress:
         table = bench_memory(model, MemorySettings(**settings), progress)
+    if plot is not None:
+        save_memory(table, plot)
     _show(table, as_json, _SIZES)
 
 
@@ -222,6 +244,8 @@ _SIZES: Final = _COMMON | {
     "limit>": ("limit_bytes_per_second", _figure(".2f", 1e9)),
     "anonymous>": ("peak_anon_bytes", _bytes),
     "resident>": ("peak_rss_bytes", _bytes),
+    "predicted>": ("predicted_peak_bytes", _bytes),
+    "pss>": ("peak_pss_bytes", _bytes),
 }
 
 

@@ -128,7 +128,7 @@ def _figures(model: Model, generation: Generation, memory: PeakMemory) -> dict[s
         "accepted": generation.accepted,
         "peak_anon_bytes": memory.peak_anon,
         "peak_rss_bytes": memory.peak_rss,
-        "predicted_peak_bytes": None if residency is None else residency.peak_bytes,
+        "predicted_peak_bytes": None if residency is None else residency.expected_bytes,
         "blocks": model.config.n_layers,
         "streamed_blocks": 0 if residency is None else len(residency.streamed),
         "streamed_bytes": model.streamed_bytes,
@@ -140,6 +140,6 @@ def _tell(model: Model, generation: Generation, memory: PeakMemory) -> None:
     say(f"prompt: {generation.prompt_tokens} tokens, {rate:.1f} tokens/s")
     guesses = f", {generation.accepted} of {generation.guessed} guesses right" if generation.guessed else ""
     say(f"generation: {generation.tokens} tokens, {generation.tokens_per_second:.3g} tokens/s{guesses}")
-    predicted = f" (predicted {format_size(model.residency.peak_bytes)})" if model.residency else ""
+    predicted = f" (predicted {format_size(model.residency.expected_bytes)})" if model.residency else ""
     anonymous = format_size(memory.peak_anon)
     say(f"peak memory: {format_size(memory.peak_rss)}{predicted}, {anonymous} of it not mapped files")

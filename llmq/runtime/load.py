@@ -21,6 +21,7 @@ from llmq.runtime.residency import Room, plan_residency
 from llmq.runtime.stops import stop_tokens
 from llmq.runtime.weights import Weights
 from llmq.system.sizes import format_size
+from llmq_kernels.jit import has_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +111,9 @@ def load(
         if method and method != QUANT_METHOD:
             raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
         tokens = min(context or _CONTEXT, config.max_position_embeddings)
-        residency = _residency(source, config, max_memory, tokens, kv_bits)
+        work = f"run {config.model_type} {compute} {kv_bits} {quantization_section(source.config)}"
+        room = Room.here(max_memory, tokens, kv_bits, compiled=has_run(work))
+        residency = _residency(source, config, room, asked=max_memory is not None)
         mapped = MappedCheckpoint(source)
         reader = None if residency is None or not residency.streamed else open_reader(source, residency)
         try:
@@ -131,29 +134,30 @@ def load(
             stop_tokens=stop_tokens(source.folder, source.config),
             kv_bits=kv_bits,
             held=Held(mapped, residency, reader, tokens if max_memory else None),
+            work=work,
         )
 
 
-def _residency(
-    source: FolderSource, config: DecoderConfig, max_memory: int | None, tokens: int, kv_bits: int
-) -> Residency | None:
+def _residency(source: FolderSource, config: DecoderConfig, room: Room, *, asked: bool) -> Residency | None:
     """Decide what stays in memory; None where nothing can be decided and nothing was asked for."""
     try:
-        found = plan_residency(source.tensors, config, Room.here(max_memory, tokens, kv_bits))
+        found = plan_residency(source.tensors, config, room)
     except ResourceError:
-        if max_memory is not None:
+        if asked:
             raise
         _log.warning("this machine seems to have too little free memory for the model: it may be very slow")
         return None
-    if max_memory is not None:
+    if asked:
         return found
     if found.expert_bytes is not None:
         _log.warning("not all experts fit into free memory: %s of them stay", format_size(found.expert_bytes))
     if found.streamed:
         _log.warning(
             "%d of %d blocks do not fit into free memory: %s are read for every pass through the model",
-            len(found.streamed), found.layers, format_size(found.streamed_bytes),
-        )  # fmt: skip
+            len(found.streamed),
+            found.layers,
+            format_size(found.streamed_bytes),
+        )
     return found
 
 

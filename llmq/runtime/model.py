@@ -16,7 +16,7 @@ from llmq.runtime.residency import CHUNK
 from llmq.runtime.sampling import Sampling, sample
 from llmq.runtime.text import check_ids, encode, load_tokenizer
 from llmq_kernels.crew import muster
-from llmq_kernels.jit import threads
+from llmq_kernels.jit import note_run, threads
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -58,6 +58,8 @@ class Model:
         Bits of an element of the caches: float32, bfloat16 or 8-bit integers.
     held : Held or None
         What the weights are views of.
+    work : str
+        What tells its kernels apart from those of other models.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Model:
         stop_tokens: frozenset[int],
         kv_bits: int = 16,
         held: Held | None = None,
+        work: str = "",
     ) -> None:
         self.decoder = decoder
         self.folder = folder
@@ -77,6 +80,7 @@ class Model:
         self.bits_per_weight = bits_per_weight
         self.kv_bits = kv_bits
         self._held = held
+        self._work = work
         self._wave = CHUNK if held is None or held.residency is None else held.residency.wave
         self._configured_stops = stop_tokens
         self._warned = False
@@ -151,6 +155,8 @@ class Model:
         decoder.hidden(np.zeros(1, np.int64), cache, CHUNK)
         if threads() > 1:
             muster()  # work as small as this does not
+        if self._work:
+            note_run(self._work)
 
     def release(self) -> None:
         """Give back the memory of weights read so far; they are read again, from the page cache, when they are used."""

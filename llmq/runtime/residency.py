@@ -36,6 +36,9 @@ CHUNK: Final = 256
 HEADROOM: Final = 144 << 20
 """What a process grows by when it runs, besides weights, cache and activations: kernels compiled, and the heap."""
 
+_COMPILED: Final = 48 << 20
+"""The same where all kernels are compiled already."""
+
 _PART: Final = 16
 """One part in so many of the memory for weights may go to hidden states: the more, the fewer passes over a prompt."""
 
@@ -62,19 +65,23 @@ class Room:
     kv_bits : int
         Of an element of the cache.
     process : int
-        Bytes of the process apart from the model.
+        Bytes of the process apart from the model, at most.
+    idle : int
+        Bytes of these that it is not expected to take, for its kernels are compiled.
     """
 
     limit: int
     tokens: int
     kv_bits: int
     process: int
+    idle: int = 0
 
     @classmethod
-    def here(cls, limit: int | None, tokens: int, kv_bits: int) -> Room:
+    def here(cls, limit: int | None, tokens: int, kv_bits: int, *, compiled: bool = False) -> Room:
         """Room in this process as it is now; without a limit, that of the machine."""
         used = current_memory().rss
-        return cls(process_limit() if limit is None else limit, tokens, kv_bits, used + HEADROOM)
+        idle = HEADROOM - _COMPILED if compiled else 0
+        return cls(process_limit() if limit is None else limit, tokens, kv_bits, used + HEADROOM, idle)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,11 @@ class Residency:
         """Anonymous memory and resident mapped weights, at most."""
         own = self.resident_bytes + self.copied_bytes + self.buffer_bytes
         return own + self.cache_bytes + self.working_bytes + self.room.process
+
+    @property
+    def expected_bytes(self) -> int:
+        """What is expected of `peak_bytes`."""
+        return self.peak_bytes - self.room.idle
 
     def staying(self, tensors: Mapping[str, TensorInfo]) -> list[str]:
         """Names of the tensors that are needed for every token and stay in memory, in the order of their bytes."""

@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Memory", "PeakMemory", "available_memory", "current_memory", "lock_memory", "process_limit", "total_memory"]
+__all__ = [
+    "Memory",
+    "PeakMemory",
+    "available_memory",
+    "current_memory",
+    "lock_memory",
+    "memory_of",
+    "process_limit",
+    "total_memory",
+]
 
-_STATUS: Final = Path("/proc/self/status")
+_PROCESSES: Final = Path("/proc")
 _SPARE: Final = 512 << 20
 """Memory of the machine that is left to others, at most."""
 
@@ -46,11 +55,19 @@ class Memory:
 
 def current_memory() -> Memory:
     """Memory of this process now; where the system tells only the peak so far, that; zeros where it tells nothing."""
-    try:
-        text = _STATUS.read_text(encoding="ascii", errors="replace")
-    except OSError:
+    found = memory_of("self")
+    if found is None:
         rss = _peak_rss()
         return Memory(anon=rss, file=0, rss=rss)
+    return found
+
+
+def memory_of(pid: int | str) -> Memory | None:
+    """Memory of a process now; None where it has ended, or the system does not tell."""
+    try:
+        text = (_PROCESSES / str(pid) / "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
     kibibytes = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -163,7 +180,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def process_limit() -> int:
-    """Bytes that this process may come to take without crowding the machine: its own, anonymous, and most of the rest."""
+    """Bytes that this process may come to take without crowding the machine: its own and most of what is free."""
     return current_memory().anon + max(0, available_memory() - min(_SPARE, total_memory() // 16))
 
 

@@ -1,11 +1,14 @@
 """A pico model through the benchmarks that run models."""
 
+import json
+
 import pytest
 
 import llmq
 from llmq.benchmarks.child import llmq as run_llmq
 from llmq.benchmarks.generate import GenerateSettings, Session, bench_generate
 from llmq.benchmarks.memory import MemorySettings, bench_memory
+from llmq.benchmarks.plot import FORMATS, check_plot, draw_memory, save_memory
 from llmq.benchmarks.quantize import QuantizeSettings, bench_quantize
 from llmq.errors import InputError, UsageError
 from llmq_kernels.jit import set_threads, threads
@@ -85,10 +88,48 @@ def test_quantize_into_no_folder(pico, tmp_path):
         bench_quantize(pico[0], QuantizeSettings(folder=str(tmp_path / "nowhere")))
 
 
-def test_memory(pico):
+RUNNING = ["Python and kernels", "loading", "prompt", "making tokens"]
+
+
+def test_memory_of_running(pico):
     table = bench_memory(pico[1], MemorySettings(prompt=5, tokens=4, threads=(1,)))
-    assert [row.name for row in table.rows] == ["Python and kernels", "loading", "prompt", "making tokens"]
+    assert [row.name for row in table.rows] == RUNNING
     assert all(row.peak_rss_bytes >= row.peak_anon_bytes > 0 for row in table.rows)
+    assert table.rows[-1].predicted_peak_bytes > table.rows[-1].peak_anon_bytes
+    (course,) = table.timelines
+    assert [name for _, name in course.stages] == RUNNING
+    began = [at for at, _ in course.stages]
+    assert began == sorted(began)
+    assert began[-1] <= course.samples[-1][0]
+    assert max(anon + file for _, anon, file in course.samples) <= max(row.peak_rss_bytes for row in table.rows) * 1.1
+
+
+def test_memory_of_quantizing_and_running(pico, tmp_path):
+    settings = MemorySettings(bits=3, group_size=32, max_memory=2 << 30, prompt=5, tokens=4, folder=str(tmp_path))
+    table = bench_memory(pico[0], settings)
+    assert [row.name for row in table.rows] == ["quantizing", *RUNNING]
+    assert table.rows[-1].bits == 3
+    assert table.rows[0].peak_anon_bytes <= 1.15 * table.rows[0].predicted_peak_bytes
+    assert [course.name for course in table.timelines] == ["quantizing", "running"]
+    assert list(tmp_path.iterdir()) == []
+    found = json.loads(json.dumps(table.to_json()))
+    assert found["timelines"][1]["predicted"] == found["rows"][-1]["predicted_peak_bytes"]
+    pytest.importorskip("matplotlib")
+    for ending in FORMATS:
+        path = tmp_path / f"memory{ending}"
+        check_plot(path)
+        save_memory(table, path)
+        assert path.stat().st_size > 5000
+    axes = draw_memory(table).axes
+    assert [panel.get_title(loc="left") for panel in axes] == ["quantizing, 1 thread", "running, 1 thread"]
+    assert any("predicted" in text.get_text() for text in axes[1].get_legend().get_texts())
+
+
+def test_plots_that_cannot_be_drawn(tmp_path):
+    with pytest.raises(UsageError, match="--plot writes pictures"):
+        check_plot(tmp_path / "memory.bmp")
+    with pytest.raises(InputError, match="no such folder"):
+        check_plot(tmp_path / "nowhere" / "memory.png")
 
 
 def test_the_errors_of_other_processes_are_ours(pico, tmp_path):

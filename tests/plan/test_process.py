@@ -2,10 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmq.plan import process
 from llmq.plan.budget import PROCESS_BYTES, REMOTE_BYTES, TENSOR_BYTES, block_budget, process_bytes
 from llmq.plan.process import expected_process_bytes, remember_kernels
 from llmq.spec import QuantSpec
+from llmq_kernels import jit
 
 
 def tensor(bits=4, dtype="BF16"):
@@ -15,7 +15,7 @@ def tensor(bits=4, dtype="BF16"):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(jit, "cache_folder", lambda: tmp_path)
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def test_less_is_expected_once_the_kernels_have_run(folder):
 
 
 def test_nowhere_to_remember(monkeypatch):
-    monkeypatch.setattr(process, "cache_folder", lambda: None)
+    monkeypatch.setattr(jit, "cache_folder", lambda: None)
     remember_kernels([tensor()], "mse")
     assert expected_process_bytes([tensor()], "mse", remote=False) > PROCESS_BYTES
 

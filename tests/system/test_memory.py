@@ -9,7 +9,7 @@ import pytest
 from llmq.system import memory
 from llmq.system.memory import PeakMemory, available_memory, current_memory, total_memory
 
-needs_proc = pytest.mark.skipif(not memory._STATUS.exists(), reason="needs /proc")
+needs_proc = pytest.mark.skipif(not (memory._PROCESSES / "self/status").exists(), reason="needs /proc")
 
 
 @needs_proc
@@ -65,7 +65,7 @@ def test_a_mapped_file_is_not_anonymous(tmp_path):
 
 
 def test_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
+    monkeypatch.setattr(memory, "_PROCESSES", tmp_path / "absent")
     assert current_memory().anon == current_memory().rss > 1 << 20
     monkeypatch.setitem(sys.modules, "resource", None)
     assert current_memory() == memory.Memory(0, 0, 0)
