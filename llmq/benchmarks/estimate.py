@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.architectures import decoder_config
 from llmq.benchmarks import machine
+from llmq.checkpoint.header import TensorInfo
 from llmq.checkpoint.source import select_copies
-from llmq.errors import LlmqError, UsageError
+from llmq.errors import LlmqError, ResourceError, UsageError
 from llmq.formats.fp8 import dequantized
 from llmq.methods import METHODS
 from llmq.plan import build_plan
 from llmq.plan.goals import RUN_BYTES
 from llmq.plan.recipes import make_recipe
 from llmq.runtime.cache import kv_bytes
+from llmq.runtime.residency import Room, plan_residency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
     from llmq.checkpoint.source import Source
     from llmq.plan import Plan
+    from llmq.runtime.residency import Residency
     from llmq.spec import Recipe
 
 __all__ = ["Estimates", "Option", "Rates", "Wishes", "estimate"]
@@ -30,6 +33,9 @@ __all__ = ["Estimates", "Option", "Rates", "Wishes", "estimate"]
 _CONTEXT: Final = 4096
 _START: Final = 1.5
 """Seconds of a process before and after its work."""
+
+_ENOUGH: Final = 1 << 62
+"""Bytes of memory in which everything fits."""
 
 _TABLE: Final = "model.embed_tokens."
 
@@ -73,8 +79,8 @@ class Rates:
 
     Parameters
     ----------
-    source, disk, memory : float
-        Bytes read of the source, written to the disk, and read from memory.
+    source, disk, stream, memory : float
+        Bytes read of the source, written to the disk, read from the disk past its cache, and read from memory.
     weights : dict of int to float
         Weights quantized, by bits.
     far : bool
@@ -83,6 +89,7 @@ class Rates:
 
     source: float
     disk: float
+    stream: float
     memory: float
     weights: dict[int, float]
     far: bool
@@ -110,9 +117,14 @@ class Option:
     run_bytes : int or None
         Memory of running it: weights, the cache of the context, and the process. None where llmq cannot run it.
     tokens_per_second : float or None
-        At which memory is read as fast as it can be.
+        At which memory, or the disk for what does not fit into it, is read as fast as it can be; None also where it
+        does not run in the memory that was asked for.
     fits : bool or None
         Whether `run_bytes` are within the memory that was asked for; None where none was.
+    blocks, resident_blocks : int or None
+        Decoder blocks, and those of them that stay in that memory; 0 where it does not run there at all.
+    streamed_bytes : int or None
+        Bytes that are read from the disk for every token.
     """
 
     bits: int
@@ -125,6 +137,9 @@ class Option:
     run_bytes: int | None
     tokens_per_second: float | None
     fits: bool | None
+    blocks: int | None = None
+    resident_blocks: int | None = None
+    streamed_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,14 +177,16 @@ class Estimates:
 class _Costs:
     """What all widths share.
 
-    Bytes of the source, of copied files and of the cache; the memory to run in; the part of experts that a token meets.
+    Bytes of the source and of copied files; the part of experts that a token meets; what the model is to run in, its
+    configuration, and whether somebody set a limit.
     """
 
     stored: int
     copies: int
-    cache: int | None
-    ram: int | None
     used: float
+    room: Room | None
+    config: DecoderConfig | None
+    limited: bool
 
 
 def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Rates] | None = None) -> Estimates:
@@ -178,7 +195,8 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
     Sizes are those of the plan that `llmq quantize` would carry out. Time is what the kernels need for all weights and
     the disk for all bytes, with what reading a near source takes, or the network's time where that is longer. Speed is
     how often a second memory is read through all that a token needs: all tensors but an untied embedding table, and of
-    experts as many as a token meets.
+    experts as many as a token meets. Where not all of it stays in the memory that is asked for, it is how often the
+    disk is read through the blocks that do not.
 
     Parameters
     ----------
@@ -212,7 +230,9 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
     stored = sum(info.nbytes for info in source.tensors.values())
     experts = None if config is None else config.experts
     used = 1.0 if experts is None else experts.used / experts.count
-    costs = _Costs(stored, copies, cache, wishes.ram, used)
+    limited = wishes.ram is not None
+    room = None if context is None else Room(wishes.ram or _ENOUGH, context, wishes.kv_bits, RUN_BYTES)
+    costs = _Costs(stored, copies, used, room, config, limited)
     options = tuple(_option(bits, plan, rates, costs) for bits, plan in plans.items())
     return Estimates(source.label, first.parameters, stored, context, cache, rates, options)
 
@@ -224,6 +244,7 @@ def measure(source: Source, wishes: Wishes, output: Path) -> Rates:
     return Rates(
         source=machine.source_rate(source),
         disk=machine.disk_rate(folder),
+        stream=machine.stream_rate(folder),
         memory=machine.memory_rate(),
         weights=weights,
         far=source.in_file_order,
@@ -259,8 +280,7 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
     quantized = sum(tensor.parameters for tensor in plan.quantized)
     work = quantized / rates.weights[bits] + plan.output_bytes / rates.disk
     reading = costs.stored / rates.source
-    run = None if costs.cache is None else plan.output_bytes + costs.cache + RUN_BYTES
-    return Option(
+    option = Option(
         bits=bits,
         output_bytes=plan.output_bytes,
         bits_per_weight=plan.bits_per_weight,
@@ -268,10 +288,41 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
         disk_bytes=plan.file_bytes + costs.copies,
         download_bytes=costs.stored if rates.far else 0,
         seconds=_START + (max(work, reading) if rates.far else work + reading),
-        run_bytes=run,
-        tokens_per_second=None if run is None else rates.memory / _bytes_per_token(plan, costs.used),
-        fits=None if run is None or costs.ram is None else run <= costs.ram,
+        run_bytes=None,
+        tokens_per_second=None,
+        fits=None,
     )
+    room, config = costs.room, costs.config
+    if room is None or config is None:
+        return option
+    whole, found = (_residency(plan, config, r) for r in (replace(room, limit=_ENOUGH), room))
+    assert whole is not None
+    option = replace(option, run_bytes=whole.peak_bytes, blocks=whole.layers, resident_blocks=0, fits=False)
+    if found is None:
+        return option
+    needed = _bytes_per_token(plan, costs.used) / rates.memory
+    return replace(
+        option,
+        tokens_per_second=1 / max(needed, found.streamed_bytes / rates.stream),
+        fits=(not found.streamed and found.expert_bytes is None) if costs.limited else None,
+        resident_blocks=found.layers - len(found.streamed),
+        streamed_bytes=found.streamed_bytes,
+    )
+
+
+def _residency(plan: Plan, config: DecoderConfig, room: Room) -> Residency | None:
+    """What of the output would stay in memory; None where it would not run there at all."""
+    tensors = {
+        tensor.name: TensorInfo(
+            tensor.name, tensor.dtype, tensor.shape, shard.file, shard.offsets[tensor.name], tensor.nbytes
+        )
+        for shard in plan.shards
+        for tensor in shard.tensors
+    }
+    try:
+        return plan_residency(tensors, config, room)
+    except ResourceError:
+        return None
 
 
 def _bytes_per_token(plan: Plan, used: float) -> float:

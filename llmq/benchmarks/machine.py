@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import time
 from typing import TYPE_CHECKING, Final
@@ -12,7 +13,9 @@ import numpy as np
 
 from llmq.checkpoint.faults import writing
 from llmq.methods import METHODS
+from llmq.system.direct import ALIGNMENT, DirectFile
 from llmq.system.files import sync_data
+from llmq.system.pool import DaemonPool
 from llmq_kernels.bandwidth import checksum
 
 if TYPE_CHECKING:
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     from llmq.checkpoint.source import Source
     from llmq.spec import QuantSpec
 
-__all__ = ["disk_rate", "memory_rate", "quantize_rate", "source_rate"]
+__all__ = ["disk_rate", "memory_rate", "quantize_rate", "source_rate", "stream_rate"]
 
 _ROWS: Final = 512
 _COLUMNS: Final = 4096
 _MEMORY: Final = 256 << 20
 _DISK: Final = 64 << 20
+_PIECE: Final = 4 << 20
+_REQUESTS: Final = 4
 _NEAR: Final = 64 << 20
 _FAR: Final = 16 << 20
 _RUNS: Final = 3
@@ -74,6 +79,35 @@ def disk_rate(folder: Path) -> float:
         hashlib.sha256(data).digest()
         sync_data(file.fileno())
         return len(data) / (time.perf_counter() - began)
+
+
+def stream_rate(folder: Path) -> float:
+    """Bytes a second that come from the disk of a folder past its cache, as blocks that do not stay in memory do.
+
+    Raises
+    ------
+    ResourceError, UsageError
+        Nothing can be written there.
+    """
+    data = np.random.default_rng(1).integers(0, 256, _DISK, np.uint8).data
+    pool = DaemonPool(_REQUESTS, "llmq-rate")
+    rooms = [np.empty(_PIECE + ALIGNMENT, np.uint8) for _ in range(_REQUESTS)]
+    buffers = [room[-room.ctypes.data % ALIGNMENT :][:_PIECE].data for room in rooms]
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as written:
+        written.write(data)
+        written.flush()
+        sync_data(written.fileno())
+        file = DirectFile(os.dup(written.fileno()))
+        began = time.perf_counter()
+        # Requests that share a buffer may overlap: nobody looks at what they bring.
+        starts = range(0, _DISK, _PIECE)
+        reads = [pool.submit(file.read, buffers[i % _REQUESTS], at, _PIECE) for i, at in enumerate(starts)]
+        for read in reads:
+            read.result()
+        seconds = time.perf_counter() - began
+        file.close()
+    pool.close()
+    return _DISK / max(seconds, 1e-9)
 
 
 def source_rate(source: Source) -> float:

@@ -81,8 +81,8 @@ def _print(found: Estimates, ram: int | None) -> None:
     rates = found.rates
     near = "network" if rates.far else "source"
     click.echo(
-        f"measured: {near} {format_size(int(rates.source))}/s, disk {format_size(int(rates.disk))}/s, "
-        f"memory {format_size(int(rates.memory))}/s"
+        f"measured: {near} {format_size(int(rates.source))}/s, disk {format_size(int(rates.disk))}/s written and "
+        f"{format_size(int(rates.stream))}/s read, memory {format_size(int(rates.memory))}/s"
     )
     if found.kv_bytes is None:
         click.echo("llmq cannot run this architecture: sizes and time of quantizing only")
@@ -93,7 +93,7 @@ def _print(found: Estimates, ram: int | None) -> None:
 
 
 def _cells(option: Option, *, with_fit: bool) -> tuple[object, ...]:
-    speed = "-" if option.tokens_per_second is None else f"{option.tokens_per_second:.1f}"
+    speed = "-" if option.tokens_per_second is None else f"{option.tokens_per_second:.3g}"
     cells = (
         option.bits,
         format_size(option.output_bytes),
@@ -105,7 +105,18 @@ def _cells(option: Option, *, with_fit: bool) -> tuple[object, ...]:
         "-" if option.run_bytes is None else format_size(option.run_bytes),
         speed,
     )
-    return (*cells, {True: "yes", False: "no", None: "-"}[option.fits]) if with_fit else cells
+    return (*cells, _fit(option)) if with_fit else cells
+
+
+def _fit(option: Option) -> str:
+    """Whether and how a width runs in the memory that was asked for."""
+    if option.fits is None or option.fits:
+        return "-" if option.fits is None else "yes"
+    if option.resident_blocks == option.blocks:
+        return "not all experts"
+    if option.streamed_bytes is None:
+        return "no"
+    return f"{option.resident_blocks} of {option.blocks} blocks"
 
 
 def _advice(found: Estimates, ram: int) -> str:
@@ -113,6 +124,8 @@ def _advice(found: Estimates, ram: int) -> str:
     if fitting:
         mixed = f"--ram {ram >> 20}MiB --context {found.context} chooses widths tensor by tensor"
         return f"fits: {max(fitting)} bits; `llmq quantize` with {mixed}"
+    if any(option.streamed_bytes for option in found.options):
+        return f"none fits: `llmq generate --max-memory {ram >> 20}MiB` reads the other blocks for every token"
     return "none fits: fewer bits, --embeddings 8, --kv-bits 8 or a shorter --context take less"
 
 
