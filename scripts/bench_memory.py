@@ -58,10 +58,13 @@ class Bench:
         Holds models and results.
     layers : int or None
         Decoder blocks of the 70B: fewer where the disk does not suffice.
+    preset : str
+        Of `make_checkpoint.PRESETS`: what stands for the 70B.
     """
 
     folder: Path
     layers: int | None = None
+    preset: str = "llama3-70b"
 
     @property
     def results(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class Bench:
         """Estimate and quantize the 70B from a server; the result stays in the folder."""
         output = self.folder / f"70b-{bits}"
         shutil.rmtree(output, ignore_errors=True)
-        with _served("llama3-70b", self.layers), _disk_used(self.folder) as used:
+        with _served(self.preset, self.layers), _disk_used(self.folder) as used:
             flags = ("--embeddings", "8", "-o", output)
             predicted = llmq("estimate", "random/model", "--bits", bits, *flags)["options"][0]
             report = llmq("quantize", "random/model", "-o", output, "--bits", bits, *_TABLE)

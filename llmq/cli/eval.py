@@ -86,9 +86,9 @@ def command(model: str, text: Path | None, base: str | None, **options: Any) -> 
     with activity("loading"):
         prepare_kernels(options["threads"])
         from llmq.evaluate.perplexity import evaluate, tokenize
-        from llmq.runtime import load
+        from llmq.runtime import load_mapped
 
-        loaded = load(model, compute=options["compute"], kv_bits=options["kv_bits"])
+        loaded = load_mapped(model, compute=options["compute"], kv_bits=options["kv_bits"])
         tokens = tokenize(loaded.tokenizer, content)
         against = _load_base(base, content, tokens) if base else None
     began = time.perf_counter()
@@ -145,9 +145,9 @@ def _read(text: Path | None) -> str:
 
 def _load_base(base: str, content: str, tokens: np.ndarray) -> Model:
     from llmq.evaluate.perplexity import tokenize
-    from llmq.runtime import load
+    from llmq.runtime import load_mapped
 
-    loaded = load(base, compute="float32")
+    loaded = load_mapped(base, compute="float32")
     if not (tokenize(loaded.tokenizer, content).tolist() == tokens.tolist()):
         raise UsageError("the base has another tokenizer", file=base, hint="--base is the model this one was made from")
     return loaded

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, get_args
 
 from llmq.architectures import decoder_config
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 
     from llmq.architectures import DecoderConfig
     from llmq.checkpoint.source import FolderSource, Source
+    from llmq.formats.compressed_tensors import Schemes
     from llmq.runtime.residency import Residency
 
-__all__ = ["load"]
+__all__ = ["load", "load_mapped"]
 
 _log = logging.getLogger("llmq")
 
@@ -92,33 +95,56 @@ def load(
     NetworkError
         The Hub could not be reached, or refused.
     """
+    for name, value in {"max_memory": max_memory, "context": context}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be positive", found=value)
+
+    def place(source: FolderSource, found: _Opened) -> tuple[Residency | None, int | None]:
+        tokens = min(context or _CONTEXT, found.config.max_position_embeddings)
+        room = Room.here(max_memory, tokens, found.kv_bits, compiled=has_run(found.work))
+        residency = _residency(source, found.config, room, asked=max_memory is not None)
+        return residency, None if max_memory is None else tokens
+
+    return _load(path, compute, kv_bits, revision, place, mlock=mlock)
+
+
+def load_mapped(path: str | Path, *, compute: Compute = "int8", kv_bits: int | None = None) -> Model:
+    """Load a checkpoint for work that itself takes a block at a time: all is mapped, and nothing is read ahead.
+
+    Parameters and errors are those of `load`.
+    """
+    return _load(path, compute, kv_bits, None, lambda _source, _found: (None, None), mlock=False)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What the files say, and how they are to run; `work` tells the kernels apart that they need."""
+
+    config: DecoderConfig
+    schemes: Schemes | None
+    kv_bits: int
+    work: str
+
+
+_Place = Callable[["FolderSource", _Opened], "tuple[Residency | None, int | None]"]
+"""Decides where weights are, and how long a text may be."""
+
+
+def _load(
+    path: str | Path, compute: Compute, kv_bits: int | None, revision: str | None, place: _Place, *, mlock: bool
+) -> Model:
     if compute not in get_args(Compute):
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
     if kv_bits not in (None, 32, 16, 8):
         raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
-    for name, value in {"max_memory": max_memory, "context": context}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be positive", found=value)
-    kv_bits = kv_bits or (32 if compute == "float32" else 16)
     with open_local(path, revision=revision) as source:
-        if source.config:
-            _check_finished(source)
-        config = decoder_config(source.config)
-        native = FORMATS[QUANT_METHOD]
-        schemes = native.read_schemes(source.config)
-        method = None if schemes else native.already_quantized(source.config, source.tensors)
-        # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
-        if method and method != QUANT_METHOD:
-            raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
-        tokens = min(context or _CONTEXT, config.max_position_embeddings)
-        work = f"run {config.model_type} {compute} {kv_bits} {quantization_section(source.config)}"
-        room = Room.here(max_memory, tokens, kv_bits, compiled=has_run(work))
-        residency = _residency(source, config, room, asked=max_memory is not None)
+        found = _open(source, compute, kv_bits or (32 if compute == "float32" else 16))
+        residency, tokens = place(source, found)
         mapped = MappedCheckpoint(source)
         reader = None if residency is None or not residency.streamed else open_reader(source, residency)
         try:
-            weights = Weights(mapped if reader is None else StreamedCheckpoint(mapped, reader), schemes, compute)
-            decoder = assemble_decoder(config, weights, Presence.of(residency, mapped, reader))
+            weights = Weights(mapped if reader is None else StreamedCheckpoint(mapped, reader), found.schemes, compute)
+            decoder = assemble_decoder(found.config, weights, Presence.of(residency, mapped, reader))
             weights.check_all_taken()
             _settle(mapped, residency, mlock=mlock)
         except BaseException:
@@ -132,10 +158,25 @@ def load(
             compute=compute,
             bits_per_weight=8.0 * total / weights.elements,
             stop_tokens=stop_tokens(source.folder, source.config),
-            kv_bits=kv_bits,
-            held=Held(mapped, residency, reader, tokens if max_memory else None),
-            work=work,
+            kv_bits=found.kv_bits,
+            held=Held(mapped, residency, reader, tokens),
+            work=found.work,
         )
+
+
+def _open(source: FolderSource, compute: Compute, kv_bits: int) -> _Opened:
+    """Read what the configuration says of a checkpoint."""
+    if source.config:
+        _check_finished(source)
+    config = decoder_config(source.config)
+    native = FORMATS[QUANT_METHOD]
+    schemes = native.read_schemes(source.config)
+    method = None if schemes else native.already_quantized(source.config, source.tensors)
+    # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
+    if method and method != QUANT_METHOD:
+        raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
+    work = f"run {config.model_type} {compute} {kv_bits} {quantization_section(source.config)}"
+    return _Opened(config, schemes, kv_bits, work)
 
 
 def _residency(source: FolderSource, config: DecoderConfig, room: Room, *, asked: bool) -> Residency | None:
