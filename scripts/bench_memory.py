@@ -117,8 +117,9 @@ class Bench:
         found = []
         for layers in (1, 1, 9, 38):
             with self._checkpoint(layers) as source:
+                predicted = llmq("estimate", source, "--bits", 4, "-o", self.folder)["options"][0]
                 report = llmq("quantize", source, "-o", self.folder / "out", "--overwrite")
-            found.append(_without_tensors(report))
+            found.append(_without_tensors(report) | {"predicted_seconds": predicted["seconds"]})
             shutil.rmtree(self.folder / "out")
         return found[1:]
 
@@ -289,9 +290,9 @@ def render(results: dict[str, Any]) -> dict[str, str]:
     if "sizes" in results:
         sizes = [
             [format_size(r["source_bytes"]), format_size(r["peak_anon_bytes"]), format_size(r["predicted_peak_bytes"]),
-             f"{r['seconds']:.0f} s"] for r in results["sizes"]
+             f"{r['seconds']:.0f} s", f"{r['predicted_seconds']:.0f} s"] for r in results["sizes"]
         ]  # fmt: skip
-        pages["sizes"] = table(("checkpoint", "peak anonymous memory", "predicted", "time"), sizes)
+        pages["sizes"] = table(("checkpoint", "peak anonymous memory", "predicted", "time", "predicted time"), sizes)
     if "budgets" in results:
         budgets = [
             [r["from"], r["asked"], format_size(r["peak_anon_bytes"]), f"{r['seconds']:.0f} s", f"`{r['digest']}`"]

@@ -17,6 +17,7 @@ from llmq.plan.goals import RUN_BYTES
 from llmq.plan.recipes import make_recipe
 from llmq.runtime.cache import kv_bytes
 from llmq.runtime.residency import Room, plan_residency
+from llmq_kernels.jit import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,8 @@ class Rates:
         Bytes read of the source, written to the disk, read from the disk past its cache, and read from memory.
     weights : dict of int to float
         Weights quantized, by bits.
+    processor : float
+        Seconds of all processors together that reading a byte of the source takes from the kernels.
     far : bool
         Whether the source comes over a network, which waits for nothing else.
     """
@@ -92,6 +95,7 @@ class Rates:
     stream: float
     memory: float
     weights: dict[int, float]
+    processor: float
     far: bool
 
 
@@ -193,10 +197,11 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
     """Reckon sizes, memory, time and speed of every width; no weight is read but what the rates are measured on.
 
     Sizes are those of the plan that `llmq quantize` would carry out. Time is what the kernels need for all weights and
-    the disk for all bytes, with what reading a near source takes, or the network's time where that is longer. Speed is
-    how often a second memory is read through all that a token needs: all tensors but an untied embedding table, and of
-    experts as many as a token meets. Where not all of it stays in the memory that is asked for, it is how often the
-    disk is read through the blocks that do not.
+    the disk for all bytes, with what reading takes of the processors, or the network's time where that is longer.
+
+    Speed is how often a second memory is read through all that a token needs: all tensors but an untied embedding
+    table, and of experts as many as a token meets. Where not all of it stays in the memory that is asked for, it is how
+    often the disk is read through the blocks that do not.
 
     Parameters
     ----------
@@ -241,12 +246,14 @@ def measure(source: Source, wishes: Wishes, output: Path) -> Rates:
     """Measure the rates."""
     folder = next(path for path in (output.resolve(), *output.resolve().parents) if path.is_dir())
     weights = {bits: machine.quantize_rate(wishes.method, _recipe(wishes, bits).spec) for bits in wishes.bits}
+    rate, spent = machine.source_rates(source)
     return Rates(
-        source=machine.source_rate(source),
+        source=rate,
         disk=machine.disk_rate(folder),
         stream=machine.stream_rate(folder),
         memory=machine.memory_rate(),
         weights=weights,
+        processor=spent / threads(),
         far=source.in_file_order,
     )
 
@@ -287,7 +294,7 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
         peak_bytes=plan.predicted_peak_bytes,
         disk_bytes=plan.file_bytes + costs.copies,
         download_bytes=costs.stored if rates.far else 0,
-        seconds=_START + (max(work, reading) if rates.far else work + reading),
+        seconds=_START + (max(work + costs.stored * rates.processor, reading) if rates.far else work + reading),
         run_bytes=None,
         tokens_per_second=None,
         fits=None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.source import Source
     from llmq.spec import QuantSpec
 
-__all__ = ["disk_rate", "memory_rate", "quantize_rate", "source_rate", "stream_rate"]
+__all__ = ["disk_rate", "memory_rate", "quantize_rate", "source_rates", "stream_rate"]
 
 _ROWS: Final = 512
 _COLUMNS: Final = 4096
@@ -110,8 +110,10 @@ def stream_rate(folder: Path) -> float:
     return _DISK / max(seconds, 1e-9)
 
 
-def source_rate(source: Source) -> float:
-    """Bytes a second that come from a source, some of its largest tensor read once: from a disk, or its cache, or afar.
+def source_rates(source: Source) -> tuple[float, float]:
+    """Bytes a second that come from a source, and seconds of a processor that each byte takes of ours.
+
+    Some of its largest tensor is read once: from a disk, or its cache, or afar.
 
     Raises
     ------
@@ -121,6 +123,7 @@ def source_rate(source: Source) -> float:
     largest = max(source.tensors.values(), key=lambda info: info.nbytes)
     count = min(largest.nbytes, _FAR if source.in_file_order else _NEAR)
     buffer = memoryview(bytearray(count))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     source.read_into(largest, 0, buffer)
-    return count / max(time.perf_counter() - began, 1e-9)
+    seconds, spent = time.perf_counter() - began, time.process_time() - busy
+    return count / max(seconds, 1e-9), spent / count

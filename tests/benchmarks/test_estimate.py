@@ -14,7 +14,7 @@ from llmq.errors import UsageError
 from llmq.plan.goals import RUN_BYTES
 from llmq.runtime.residency import Room, plan_residency
 
-RATES = Rates(source=1e6, disk=2e6, stream=1e6, memory=1e9, weights={8: 1e6, 4: 2e6, 2: 4e6}, far=False)
+RATES = Rates(source=1e6, disk=2e6, stream=1e6, memory=1e9, weights={8: 1e6, 4: 2e6, 2: 4e6}, processor=1e-8, far=False)
 
 
 def reckon(folder, tmp_path, rates=RATES, **wishes):
@@ -46,8 +46,11 @@ def test_time_and_speed_follow_from_rates(sample_model, tmp_path):
     elements = sum(tensor.parameters for tensor in report.plan.quantized)
     near = elements / 2e6 + option.output_bytes / 2e6 + found.source_bytes / 1e6
     assert option.seconds == pytest.approx(near, abs=3)
-    slow = Rates(source=1e5, disk=2e6, stream=1e6, memory=1e9, weights=RATES.weights, far=True)
+    slow = Rates(source=1e5, disk=2e6, stream=1e6, memory=1e9, weights=RATES.weights, processor=1e-8, far=True)
     assert reckon(sample_model, tmp_path, slow).options[1].seconds == pytest.approx(found.source_bytes / 1e5, abs=3)
+    busy = Rates(source=1e9, disk=2e6, stream=1e6, memory=1e9, weights=RATES.weights, processor=1e-5, far=True)
+    beside = elements / 2e6 + option.output_bytes / 2e6 + 1e-5 * found.source_bytes
+    assert reckon(sample_model, tmp_path, busy).options[1].seconds == pytest.approx(beside, abs=3)
     table = next(t.output_bytes for t in report.plan.tensors if "embed" in t.name)
     assert option.tokens_per_second == pytest.approx(1e9 / (option.output_bytes - table))
 
