@@ -174,16 +174,18 @@ class Bench:
     def peer(self) -> dict[str, Any]:
         """Quantize the same checkpoint of 4 GB by ours and by llm-compressor, which loads the model as a whole."""
         with self._checkpoint(9) as source:
-            ours = _without_tensors(
-                llmq("quantize", source, "-o", self.folder / "out", "--method", "rtn", "--overwrite")
-            )
-            script = Path(__file__).with_name("peer_oneshot.py")
-            python = os.environ.get("PEER_PYTHON", sys.executable)
-            done = subprocess.run(
-                [python, script, source, self.folder / "out"], capture_output=True, text=True, check=True
-            )
-        shutil.rmtree(self.folder / "out")
-        return {"ours": ours, "theirs": json.loads(done.stdout.splitlines()[-1])}
+            output = self.folder / "out"
+            ours = _without_tensors(llmq("quantize", source, "-o", output, "--method", "rtn", "--overwrite"))
+            shutil.rmtree(output)
+            command = [os.environ.get("PEER_PYTHON", sys.executable), Path(__file__).with_name("peer_oneshot.py")]
+            process = subprocess.Popen([*command, source, output], stdout=subprocess.PIPE, text=True)
+            with process, Sampler(process.pid) as sampler:
+                told, _ = process.communicate()
+        if process.returncode:
+            raise click.ClickException("the peer failed; PEER_PYTHON names a Python that has llmcompressor")
+        shutil.rmtree(output)
+        peak = max(sample.anon for sample in sampler.samples)
+        return {"ours": ours, "theirs": json.loads(told.splitlines()[-1]) | {"peak_anon_bytes": peak}}
 
 
 def _generate(model: Path, limit: int, tokens: int) -> dict[str, Any]:
