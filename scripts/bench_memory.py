@@ -26,6 +26,7 @@ import click
 
 from llmq.benchmarks.child import llmq
 from llmq.benchmarks.rows import describe_machine
+from llmq.benchmarks.sampling import Sampler
 from llmq.cli.sizes import format_size
 from llmq.sample import write_sample
 from llmq.system.files import atomic_write
