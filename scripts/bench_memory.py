@@ -178,8 +178,9 @@ class Bench:
             output = self.folder / "out"
             ours = _without_tensors(llmq("quantize", source, "-o", output, "--method", "rtn", "--overwrite"))
             shutil.rmtree(output)
-            command = [os.environ.get("PEER_PYTHON", sys.executable), Path(__file__).with_name("peer_oneshot.py")]
-            process = subprocess.Popen([*command, source, output], stdout=subprocess.PIPE, text=True)
+            script = str(Path(__file__).with_name("peer_oneshot.py"))
+            command = [os.environ.get("PEER_PYTHON", sys.executable), script]
+            process = subprocess.Popen([*command, str(source), str(output)], stdout=subprocess.PIPE, text=True)
             with process, Sampler(process.pid) as sampler:
                 told, _ = process.communicate()
         if process.returncode:
