@@ -128,7 +128,7 @@ class Option:
     blocks, resident_blocks : int or None
         Decoder blocks, and those of them that stay in that memory; 0 where it does not run there at all.
     streamed_bytes : int or None
-        Bytes that are read from the disk for every token.
+        Bytes that are read from the disk for every token; of experts, on average.
     """
 
     bits: int
@@ -308,12 +308,17 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
     if found is None:
         return option
     needed = _bytes_per_token(plan, costs.used) / rates.memory
+    streamed = found.streamed_bytes
+    if found.expert_bytes is not None:
+        # Of the experts that a token meets, as many are in memory as of all.
+        experts = sum(t.output_bytes for t in plan.tensors if ".experts." in t.name)
+        streamed = round(costs.used * max(0, experts - found.expert_bytes))
     return replace(
         option,
-        tokens_per_second=1 / max(needed, found.streamed_bytes / rates.stream),
+        tokens_per_second=1 / max(needed, streamed / rates.stream),
         fits=(not found.streamed and found.expert_bytes is None) if costs.limited else None,
         resident_blocks=found.layers - len(found.streamed),
-        streamed_bytes=found.streamed_bytes,
+        streamed_bytes=streamed,
     )
 
 

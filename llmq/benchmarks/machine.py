@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
 import time
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Final
 
 import ml_dtypes
@@ -13,7 +15,7 @@ import numpy as np
 
 from llmq.checkpoint.faults import writing
 from llmq.methods import METHODS
-from llmq.system.direct import ALIGNMENT, DirectFile
+from llmq.system.direct import DirectFile, aligned_buffer
 from llmq.system.files import sync_data
 from llmq.system.pool import DaemonPool
 from llmq_kernels.bandwidth import checksum
@@ -91,22 +93,20 @@ def stream_rate(folder: Path) -> float:
     """
     data = np.random.default_rng(1).integers(0, 256, _DISK, np.uint8).data
     pool = DaemonPool(_REQUESTS, "llmq-rate")
-    rooms = [np.empty(_PIECE + ALIGNMENT, np.uint8) for _ in range(_REQUESTS)]
-    buffers = [room[-room.ctypes.data % ALIGNMENT :][:_PIECE].data for room in rooms]
-    with writing(folder), tempfile.TemporaryFile(dir=folder) as written:
+    buffers = [aligned_buffer(_PIECE).data for _ in range(_REQUESTS)]
+    with contextlib.closing(pool), writing(folder), tempfile.TemporaryFile(dir=folder) as written:
         written.write(data)
         written.flush()
         sync_data(written.fileno())
-        file = DirectFile(os.dup(written.fileno()))
-        began = time.perf_counter()
-        # Requests that share a buffer may overlap: nobody looks at what they bring.
-        starts = range(0, _DISK, _PIECE)
-        reads = [pool.submit(file.read, buffers[i % _REQUESTS], at, _PIECE) for i, at in enumerate(starts)]
-        for read in reads:
-            read.result()
-        seconds = time.perf_counter() - began
-        file.close()
-    pool.close()
+        with contextlib.closing(DirectFile(os.dup(written.fileno()))) as file:
+            began = time.perf_counter()
+            # Requests that share a buffer may overlap: nobody looks at what they bring.
+            starts = range(0, _DISK, _PIECE)
+            reads = [pool.submit(file.read, buffers[i % _REQUESTS], at, _PIECE) for i, at in enumerate(starts)]
+            wait(reads)
+            seconds = time.perf_counter() - began
+            for read in reads:
+                read.result()
     return _DISK / max(seconds, 1e-9)
 
 

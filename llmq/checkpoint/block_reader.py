@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
-from llmq.errors import InputError, ResourceError
-from llmq.system.direct import ALIGNMENT, DirectFile
+from llmq.errors import InputError, ResourceError, UsageError
+from llmq.system.direct import ALIGNMENT, DirectFile, aligned_buffer
 from llmq.system.pool import DaemonPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
+
+    import numpy as np
 
     from llmq.checkpoint.header import TensorInfo
     from llmq.checkpoint.source import FolderSource
@@ -108,6 +109,8 @@ class BlockReader:
 
     Attributes
     ----------
+    lock : RLock
+        For threads that share it, from `take` to `give_back`.
     nbytes : int
         Bytes of all blocks: what is read in one turn.
     bytes_read : int
@@ -129,6 +132,7 @@ class BlockReader:
         self._buffers = _make_buffers(max(layout.nbytes for layout in self._layouts), min(buffers, len(blocks)))
         self._reads: dict[int, list[Future[None]]] = {}
         self._files: dict[str, DirectFile] = {}
+        self.lock = threading.RLock()
         self._pool = DaemonPool(_REQUESTS, "llmq-blocks")
         self.nbytes = sum(extent.stop - extent.start for layout in self._layouts for extent in layout.extents)
         self.bytes_read = 0
@@ -159,7 +163,11 @@ class BlockReader:
         ------
         InputError
             It cannot be read, or its file became shorter.
+        UsageError
+            The reader was closed.
         """
+        if not self._files:
+            raise UsageError("the model was closed", hint="load it again")
         if number not in self._reads:
             self._restart(number)
         began = time.perf_counter()
@@ -175,17 +183,20 @@ class BlockReader:
     def give_back(self, number: int) -> None:
         """Let a block's buffer be filled with the one that uses it next."""
         self._reads.pop(number, None)
+        if not self._files:
+            return
         slot, count = self._slot(number), len(self._layouts)
         following = ((number + step) % count for step in range(1, count + 1))
         self._read(next(n for n in following if self._slot(n) == slot))
 
     def close(self) -> None:
         """Read nothing more, wait for what is being read, and close the files."""
-        self._stop_reading()
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-        self._pool.close()
+        with self.lock:
+            self._stop_reading()
+            for file in self._files.values():
+                file.close()
+            self._files = {}
+            self._pool.close()
 
     def _slot(self, number: int) -> int:
         return number % len(self._buffers)
@@ -211,11 +222,10 @@ class BlockReader:
         self._reads = {}
 
     def _read(self, number: int) -> None:
-        self._reads[number] = [
-            self._pool.submit(self._fill, number, extent, at)
-            for extent in self._layouts[number].extents
-            for at in range(extent.start, extent.stop, _PIECE)
-        ]
+        reads = self._reads[number] = []  # known before the first, lest an interrupt lose some
+        for extent in self._layouts[number].extents:
+            for at in range(extent.start, extent.stop, _PIECE):
+                reads.append(self._pool.submit(self._fill, number, extent, at))  # noqa: PERF401
 
     def _fill(self, number: int, extent: _Extent, at: int) -> None:
         """Read a piece of an extent, from `at` in its file, to where it belongs."""
@@ -233,10 +243,8 @@ class BlockReader:
 def _make_buffers(size: int, count: int) -> list[np.ndarray]:
     """Buffers of `size` bytes, at addresses that a disk can read to."""
     try:
-        rooms = [np.empty(size + ALIGNMENT, np.uint8) for _ in range(count)]
+        return [aligned_buffer(size) for _ in range(count)]
     except MemoryError:
         raise ResourceError(
             f"not enough memory for {count} buffers of {size} bytes", hint="a larger --max-memory streams less"
         ) from None
-    starts = [-room.ctypes.data % ALIGNMENT for room in rooms]
-    return [room[start : start + size] for room, start in zip(rooms, starts, strict=True)]

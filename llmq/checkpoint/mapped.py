@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -81,24 +82,30 @@ class MappedCheckpoint:
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
+                with contextlib.suppress(OSError):  # some of it is locked
+                    mapped.madvise(mmap.MADV_DONTNEED)
 
     def expect(self, names: Collection[str]) -> None:
         """Have the system begin to read tensors that will be used soon, without waiting for them."""
         self._advise(names, "MADV_WILLNEED")
 
     def forget(self, names: Collection[str]) -> None:
-        """Give the memory of some tensors back, as `release` does for all."""
-        self._advise(names, "MADV_DONTNEED")
+        """Give the memory of some tensors back, as `release` does for all; pages that others share stay."""
+        self._advise(names, "MADV_DONTNEED", inside=True)
 
-    def _advise(self, names: Collection[str], advice: str) -> None:
+    def _advise(self, names: Collection[str], advice: str, *, inside: bool = False) -> None:
+        """Tell the system something of the pages that tensors touch, or of those wholly `inside` them."""
         if not hasattr(mmap, advice):
             return
         for name in names:
             info = self.source.tensors[name]
-            if info.nbytes and info.file in self._maps:
-                start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-                self._maps[info.file].madvise(getattr(mmap, advice), start, info.offset + info.nbytes - start)
+            if info.file not in self._maps:
+                continue
+            start, stop = info.offset // mmap.PAGESIZE * mmap.PAGESIZE, info.offset + info.nbytes
+            if inside:
+                start, stop = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+            if start < stop:
+                self._maps[info.file].madvise(getattr(mmap, advice), start, stop - start)
 
     def populate(self, names: Collection[str]) -> None:
         """Bring tensors into the page cache now, several requests at a time, rather than page by page when used.

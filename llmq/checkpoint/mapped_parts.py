@@ -50,8 +50,8 @@ class MappedParts(Generic[_Key]):
             self._used.move_to_end(key)
             while self.nbytes > self._limit and len(self._used) > 1:
                 oldest, _ = self._used.popitem(last=False)
-                self.nbytes -= self._nbytes[oldest]
                 self._mapped.forget(self._parts[oldest])
+                self.nbytes -= self._nbytes[oldest]
 
     def _enter(self, key: _Key) -> None:
         if key in self._used:

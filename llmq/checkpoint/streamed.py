@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import threading
     from types import TracebackType
 
     import numpy as np
@@ -58,12 +57,10 @@ class Turn:
     reader : BlockReader
     number : int
         Of the block.
-    lock : RLock
-        Shared by all turns of the reader.
     """
 
-    def __init__(self, reader: BlockReader, number: int, lock: threading.RLock) -> None:
-        self._reader, self._number, self._lock = reader, number, lock
+    def __init__(self, reader: BlockReader, number: int) -> None:
+        self._reader, self._number, self._lock = reader, number, reader.lock
 
     def __enter__(self) -> None:
         self._lock.acquire()

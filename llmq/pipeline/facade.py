@@ -14,7 +14,7 @@ from llmq.checkpoint.output_folder import clear_leftovers
 from llmq.checkpoint.remote_source import ChecksumError
 from llmq.checkpoint.source import open_local, open_source, select_copies
 from llmq.checkpoint.writer import CheckpointWriter
-from llmq.errors import UsageError
+from llmq.errors import ResourceError, UsageError
 from llmq.formats.fp8 import dequantized
 from llmq.pipeline.outputs import already_complete, check_disk, check_folders, earlier_choice, identity_of
 from llmq.pipeline.report import QuantizeReport
@@ -49,11 +49,16 @@ _LEAST_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True)
 class _Run:
-    """How a plan is carried out; nothing here changes a byte of the result."""
+    """How a plan is carried out; nothing here changes a byte of the result.
+
+    `max_memory` is the limit that somebody set; where nobody did, `machine` bounds the rows held at a time, and decides
+    nothing else: what a machine happens to have free must not show in the result.
+    """
 
     output: Path
     max_shard_size: int
-    max_memory: int
+    max_memory: int | None
+    machine: int
     threads: int | None
     nonfinite: str
     overwrite: bool
@@ -202,7 +207,8 @@ def quantize(
     run = _Run(
         Path(output),
         max_shard_size,
-        max(_LEAST_BYTES, process_limit()) if max_memory is None else max_memory,
+        max_memory,
+        max(_LEAST_BYTES, process_limit()),
         threads,
         nonfinite,
         overwrite,
@@ -281,7 +287,13 @@ def _mixed(run: _Run, plan: Plan, source: Source, importance: Calibration | None
 
 
 def _build(run: _Run, recipe: Recipe, source: Source, keep: Collection[str] = ()) -> Plan:
-    return build_plan(source, recipe, max_shard_size=run.max_shard_size, max_memory=run.max_memory, keep=keep)
+    build = partial(build_plan, source, recipe, max_shard_size=run.max_shard_size, keep=keep)
+    if run.max_memory is not None:
+        return build(max_memory=run.max_memory)
+    try:
+        return build(max_memory=run.machine)
+    except ResourceError:  # nobody asked for so little
+        return build(max_memory=None)
 
 
 def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
@@ -361,4 +373,4 @@ def _set_threads(threads: int | None) -> None:
 
 def _report(run: _Run, plan: Plan, source: Source, state: str) -> QuantizeReport:
     _, skipped = select_copies(source)
-    return QuantizeReport(run.output, plan, state, 0.0, 0, 0, skipped, max_memory=run.max_memory)
+    return QuantizeReport(run.output, plan, state, 0.0, 0, 0, skipped, max_memory=run.max_memory or run.machine)

@@ -45,6 +45,6 @@ def _variants(tensors: Iterable[TensorPlan], method: str) -> set[str]:
     found = set()
     for tensor in tensors:
         spec = tensor.spec
-        made = "" if spec is None else f"{method} {spec.bits} {spec.symmetric} {spec.range} {spec.scale_dtype}"
+        made = "" if spec is None else f"{method} {spec}"
         found.add(f"quantize {tensor.info.dtype} {made}")
     return found

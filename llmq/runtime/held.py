@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -50,7 +49,7 @@ class Held:
 
 
 def open_reader(source: FolderSource, residency: Residency) -> BlockReader:
-    """Make buffers for the streamed blocks, and begin to fill them."""
+    """Make buffers for the streamed blocks; the first block to be used begins to fill them."""
     blocks = streamable(source.tensors)
     whole = sum(info.nbytes for info in source.tensors.values())
     # The page cache helps only if all of it stays there.
@@ -77,9 +76,9 @@ class Presence:
         """Carry out what was planned."""
         if residency is None:
             return cls()
-        turns, lock = {}, threading.RLock()
+        turns = {}
         if reader is not None:
-            turns = {layer: Turn(reader, number, lock) for number, layer in enumerate(residency.streamed)}
+            turns = {layer: Turn(reader, number) for number, layer in enumerate(residency.streamed)}
         if residency.expert_bytes is None:
             return cls(turns)
         names = experts_of(mapped.source.tensors)

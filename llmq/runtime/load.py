@@ -118,7 +118,7 @@ def load_mapped(path: str | Path, *, compute: Compute = "int8", kv_bits: int | N
 
 @dataclass(frozen=True)
 class _Opened:
-    """What the files say, and how they are to run; `work` tells the kernels apart that they need."""
+    """What the files say, and how they are to run; `work` tells the kernels apart that they need, by and large."""
 
     config: DecoderConfig
     schemes: Schemes | None
@@ -175,7 +175,9 @@ def _open(source: FolderSource, compute: Compute, kv_bits: int) -> _Opened:
     # Tensors packed by compressed-tensors without a section for them are missed where they are taken.
     if method and method != QUANT_METHOD:
         raise UnsupportedError(f"quantized by {method}, which llmq does not read", file=source.label)
-    work = f"run {config.model_type} {compute} {kv_bits} {quantization_section(source.config)}"
+    dtypes = sorted({info.dtype for info in source.tensors.values()})
+    features = (config.model_type, config.head_dim, config.qk_norm, config.experts is None, compute, kv_bits, dtypes)
+    work = f"run {features} {quantization_section(source.config)}"
     return _Opened(config, schemes, kv_bits, work)
 
 

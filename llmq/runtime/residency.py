@@ -200,16 +200,24 @@ def plan_residency(tensors: Mapping[str, TensorInfo], config: DecoderConfig, roo
         Even with all blocks streamed, or two experts at a time, it would not fit.
     """
     if config.experts is not None:
-        return _with_experts(_planned(tensors, config, room, {}, 0), tensors)
+        return _with_experts(_planned(tensors, config, room, {}, 0, CHUNK), tensors)
     blocks = streamable(tensors)
-    plans = (_planned(tensors, config, room, blocks, count) for count in range(len(blocks) + 1))
+    states = max(0, room.limit - room.process - kv_bytes(config, room.tokens, room.kv_bits)) // _PART
+    wave = max(CHUNK, min(room.tokens, states // _state_bytes(config)) // CHUNK * CHUNK)
     least = None
-    for plan in plans:
-        if plan.peak_bytes <= room.limit:
-            return plan
-        least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
+    for most in (wave, CHUNK):  # rather a prompt in several passes than none
+        for count in range(len(blocks) + 1):
+            plan = _planned(tensors, config, room, blocks, count, most)
+            if plan.peak_bytes <= room.limit:
+                return plan
+            least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
     assert least is not None
     raise _too_little(least)
+
+
+def _state_bytes(config: DecoderConfig) -> int:
+    """Bytes of a token between two blocks: its hidden state, and what the last block adds to it."""
+    return 8 * config.hidden_size
 
 
 def _with_experts(whole: Residency, tensors: Mapping[str, TensorInfo]) -> Residency:
@@ -230,18 +238,16 @@ def _planned(
     room: Room,
     blocks: Mapping[int, Collection[TensorInfo]],
     count: int,
+    wave: int,
 ) -> Residency:
+    """Stream `count` blocks; prompts go through in waves of so many tokens where any is streamed."""
     numbers = list(blocks)
     streamed = tuple(numbers[(2 * i + 1) * len(numbers) // (2 * count)] for i in range(count))
     read = [list(blocks[number]) for number in streamed]
     names = {info.name for block in read for info in block}
     mapped = {name: info for name, info in tensors.items() if name not in names}
-    hidden = 8 * config.hidden_size  # of a token: states, and what the last block adds to them
-    cache = kv_bytes(config, room.tokens, room.kv_bits)
-    wave = CHUNK
-    if streamed:
-        states = max(0, room.limit - room.process - cache) // _PART
-        wave = max(CHUNK, min(room.tokens, states // hidden) // CHUNK * CHUNK)
+    wave = wave if streamed else CHUNK
+    states = _state_bytes(config) * min(wave, room.tokens) if streamed else 0
     return Residency(
         room=room,
         layers=config.n_layers,
@@ -250,9 +256,8 @@ def _planned(
         copied_bytes=_copied_bytes(tensors),
         buffer_bytes=buffer_bytes(read),
         streamed_bytes=sum(info.nbytes for block in read for info in block),
-        cache_bytes=cache,
-        working_bytes=working_bytes(config, min(room.tokens, CHUNK))
-        + hidden * (min(wave, room.tokens) if streamed else 0),
+        cache_bytes=kv_bytes(config, room.tokens, room.kv_bits),
+        working_bytes=working_bytes(config, min(room.tokens, CHUNK)) + states,
         wave=wave,
         tied=config.tie_word_embeddings,
     )

@@ -9,12 +9,21 @@ import sys
 import weakref
 from typing import Final
 
+import numpy as np
+
 from llmq.system.files import preadv
 
-__all__ = ["ALIGNMENT", "DirectFile"]
+__all__ = ["ALIGNMENT", "DirectFile", "aligned_buffer"]
 
 ALIGNMENT: Final = 4096
 """What places in a file, addresses and lengths must be multiples of."""
+
+
+def aligned_buffer(size: int) -> np.ndarray:
+    """Make room, uint8 (size,), at an address that a disk can read to; its memory is taken where it is written."""
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size]
 
 
 class DirectFile:

@@ -240,11 +240,10 @@ def _cgroups(root: Path) -> list[tuple[int, int]]:
 
 
 def _droppable(folder: Path) -> int:
-    for line in _lines(folder / "memory.stat"):
-        key, _, value = line.partition(" ")
-        if key in ("inactive_file", "total_inactive_file"):
-            return int(value)
-    return 0
+    """Bytes of files that a cgroup, and those inside it, hold in memory and the system can drop."""
+    pairs = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat") if " " in line)
+    lists = ("inactive_file", "active_file")
+    return sum(int(pairs.get(f"total_{name}", pairs.get(name, 0))) for name in lists)
 
 
 def _number(path: Path) -> int | None:

@@ -40,7 +40,9 @@ class DaemonPool:
         self._end.atexit = False
 
     def submit(self, work: Callable[..., _Found], *arguments: object) -> Future[_Found]:
-        """Call `work` in one of the threads, in the order of submission."""
+        """Call `work` in one of the threads, in the order of submission. Raises RuntimeError once closed."""
+        if not self._end.alive:
+            raise RuntimeError("the pool is closed")
         future: Future[_Found] = Future()
         self._jobs.put((future, work, arguments))
         return future

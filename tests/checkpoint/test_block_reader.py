@@ -75,12 +75,12 @@ def test_a_place_stays_a_place(blocks):
 
 def test_threads_take_turns(blocks):
     source, infos, tensors = blocks
-    reader, lock, wrong = BlockReader(source, infos), threading.RLock(), []
+    reader, wrong = BlockReader(source, infos), []
     arrays = StreamedCheckpoint(MappedCheckpoint(source), reader)
 
     def work(seed):
         for number in np.random.default_rng(seed).integers(0, len(infos), 30).tolist():
-            with Turn(reader, number, lock):
+            with Turn(reader, number):
                 if not np.array_equal(arrays.tensor(f"a.{number}"), tensors[f"a.{number}"]):
                     wrong.append(number)
 
@@ -110,6 +110,6 @@ def test_no_memory(blocks, monkeypatch):
     def refuse(*args):
         raise MemoryError
 
-    monkeypatch.setattr(block_reader.np, "empty", refuse)
+    monkeypatch.setattr(block_reader, "aligned_buffer", refuse)
     with pytest.raises(ResourceError, match="not enough memory for"):
         BlockReader(blocks[0], blocks[1])

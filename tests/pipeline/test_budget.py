@@ -105,5 +105,7 @@ def test_the_machine_sets_the_limit_where_nobody_does(tmp_path, wide, monkeypatc
     assert llmq.quantize(wide, tmp_path / "x", dry_run=True).max_memory == 256 * MEBIBYTE, (
         "no run is refused for so little"
     )
+    monkeypatch.setattr(facade, "_LEAST_BYTES", 0)
+    assert llmq.quantize(wide, tmp_path / "x", dry_run=True).plan.predicted_peak_bytes > 10 * MEBIBYTE
     with pytest.raises(ResourceError, match="memory limit too small"):
         llmq.quantize(wide, tmp_path / "x", dry_run=True, max_memory=100 * MEBIBYTE)

@@ -1,5 +1,6 @@
 """Experts, quantized: what runs is close to what was, and only the experts in use are read."""
 
+import contextlib
 import doctest
 
 import numpy as np
@@ -100,6 +101,9 @@ def test_experts_within_a_limit(tmp_path, save_model, kind):
     assert model.residency.peak_bytes <= model.residency.room.limit
     (parts,) = {use.args[0] for block in model.decoder.blocks if (use := block.mlp.used_next) is not None}
     assert 0 < parts.nbytes <= model.residency.expert_bytes
+    with contextlib.suppress(ResourceError):  # a system that lets us lock
+        locked = llmq.load(tmp_path, max_memory=peak - 10 * expert + MEBIBYTE, context=300, mlock=True)
+        assert np.array_equal(locked(tokens), whole(tokens))
     with pytest.raises(ResourceError, match="does not run in so little memory"):
         llmq.load(tmp_path, max_memory=peak - 15 * expert, context=300)
 

@@ -1,10 +1,10 @@
 """Planning what stays in memory, and models whose blocks do not all stay."""
 
-import contextlib
 import gc
 import logging
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,9 +48,12 @@ def limit_for(folder, count, tokens=900):
     with open_source(folder) as source:
         config, blocks = decoder_config(source.config), streamable(source.tensors)
         room = Room(limit=1 << 60, tokens=tokens, kv_bits=16, process=current_memory().rss + HEADROOM)
-        within = residency._planned(source.tensors, config, room, blocks, count)
-        room = replace(room, limit=within.peak_bytes)  # fewer hidden states at a time
-        return residency._planned(source.tensors, config, room, blocks, count).peak_bytes
+        return residency._planned(source.tensors, config, room, blocks, count, residency.CHUNK).peak_bytes
+
+
+def locked_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmLck"))
 
 
 def load_within(folder, count=5, tokens=900, **options):
@@ -263,10 +266,34 @@ def test_locked_memory(folders):
     least, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (min(least, 1 << 16) if least >= 0 else 1 << 16, most))
     try:
-        with contextlib.suppress(ResourceError):  # root may lock as much as it likes
-            assert llmq.load(folders["sym"], mlock=True)([1, 2]).shape == (2, 300)
+        try:
+            model = llmq.load(folders["sym"], mlock=True)
+        except ResourceError as error:
+            refused = str(error)
+            assert "cannot be locked in memory" in refused
+        else:  # root may lock as much as it likes
+            assert locked_bytes() >= sum(f.stat().st_size for f in folders["sym"].glob("*.safetensors")) // 2
+            model.release()
+            assert model([1, 2]).shape == (2, 300)
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (least, most))
+
+
+def test_a_hint_is_enough(folders):
+    with pytest.raises(ResourceError) as raised:
+        plan(folders["sym"], tokens=900, limit=1 << 20)
+    least = int(raised.value.hint.split("MiB")[0].split()[-1])
+    assert plan(folders["sym"], tokens=900, limit=least << 20).streamed
+    with pytest.raises(ResourceError):
+        plan(folders["sym"], tokens=900, limit=(least - 1) << 20)
+
+
+def test_a_closed_model_says_so(folders):
+    model = load_within(folders["sym"])
+    model([1, 2])
+    model.close()
+    with pytest.raises(UsageError, match="the model was closed"):
+        model([1, 2])
 
 
 def test_memory_that_cannot_be_locked(folders, monkeypatch):

@@ -30,6 +30,8 @@ def test_results_errors_and_order():
         pool.submit(divmod, 1, 0).result()
     assert pool.submit(sum, [4]).result() == 4, "an error does not end the thread"
     pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(int)
     _wait_until(lambda: not _alive("test-pool-order"))
 
 
