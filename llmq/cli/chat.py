@@ -21,6 +21,7 @@ from llmq.cli.options import (
 from llmq.cli.output import print_json, print_piece, stdin
 from llmq.cli.progress import activity
 from llmq.cli.settings import say
+from llmq.errors import LlmqError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -60,12 +61,17 @@ def command(model: str, system: str | None, max_tokens: int, threads: int | None
         loading = {name: options.pop(name) for name in ("compute", "kv_bits", "max_memory", "context", "mlock")}
         loaded = load(model, **loading)
         talk = loaded.chat(system)
-    turns = []
-    for line in _lines():
-        answer = _answer(talk, line, show=not as_json, max_tokens=max_tokens, **options)
-        made = talk.generation
-        counts = {"prompt_tokens": made.prompt_tokens, "tokens": made.tokens} if made else {}
-        turns.append({"prompt": line, "text": answer} | counts)
+    turns: list[dict[str, Any]] = []
+    try:
+        for line in _lines():
+            answer = _answer(talk, line, show=not as_json, max_tokens=max_tokens, **options)
+            made = talk.generation
+            counts = {"prompt_tokens": made.prompt_tokens, "tokens": made.tokens} if made else {}
+            turns.append({"prompt": line, "text": answer} | counts)
+    except LlmqError:
+        if as_json and turns:  # a turn that fails takes nothing of those before
+            print_json({"turns": turns})
+        raise
     if as_json:
         print_json({"turns": turns})
 

@@ -105,10 +105,13 @@ class Generation(Iterator[int]):
         if self._max_tokens is not None and self._max_tokens < 0:
             raise UsageError("max_tokens must not be negative", found=self._max_tokens)
         if limit is not None and length > limit:
+            own = limit == self._model.config.max_position_embeddings
+            what = "the context the model was made for" if own else "the context there is room for"
             raise UsageError(
-                "the prompt is longer than the context the model was made for",
+                f"the prompt is longer than {what}",
                 expected=f"at most {limit} tokens",
                 found=length,
+                hint="a shorter text" if own else "a larger --context, or a shorter text",
             )
 
     def _reserve(self) -> None:

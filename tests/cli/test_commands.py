@@ -234,6 +234,11 @@ def test_chat_within_a_limit(spawn, small_model):
     (turn,) = json.loads(done.stdout)["turns"]
     assert turn["prompt_tokens"] + turn["tokens"] <= 61
     assert "context of 60 tokens is full" in done.stderr
+    again = spawn("chat", small_model, *flags, input="Who are you?\nWhere?\n")
+    assert again.returncode == 2
+    assert json.loads(again.stdout)["turns"] == [turn]
+    assert "longer than the context there is room for" in again.stderr
+    assert "hint: a larger --context" in again.stderr
 
 
 @pytest.mark.parametrize(
