@@ -40,8 +40,8 @@ __all__ = ["command"]
     "--speculate",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Without --temp: guess N tokens from earlier in the text and check them in one pass.  [default: 8 where blocks "
-    "are read for every pass, else 0]",
+    help="Without --temp: guess N tokens from earlier in the text and check them in one pass.  [default: 8 where "
+    "blocks are read for every pass, else 0]",
 )
 @compute_option("int8")
 @kv_bits_option
