@@ -219,8 +219,7 @@ def _served(preset: str, layers: int | None) -> Iterator[None]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sample = write_sample(folder / "sample")
         command = [sys.executable, str(script), preset, *fewer, "--tokenizer", str(sample)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        stack.callback(server.wait)
+        server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         stack.callback(server.terminate)
         assert server.stdout is not None
         server.stdout.readline()
