@@ -10,7 +10,7 @@ import numpy as np
 from llmq_kernels import places
 from llmq_kernels.activations import activation_group, encode_rows
 from llmq_kernels.chunks import chunks_of
-from llmq_kernels.decode import SIDE_BY_SIDE, decode_rows
+from llmq_kernels.decode import decode_rows, rows_together
 from llmq_kernels.jit import threads
 from llmq_kernels.layout import midpoint
 from llmq_kernels.memory import address_of
@@ -212,7 +212,7 @@ _BEGINNING: Final = -1
 
 def _few_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
     """Bytes of each part of a worker's scratch, for `decode_rows`."""
-    rows = SIDE_BY_SIDE[tokens]
+    rows = rows_together(tokens)
     return {
         _BEGINNING: rows * tokens * (stride + 8),
         places.SPARE: max(5 * stride // 4, bundle.padded),
@@ -234,6 +234,6 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
 
 def _turn(bundle: Bundle, tokens: int, workers: int) -> int:
     """Rows that a worker of `decode_rows` takes at a time."""
-    rows = SIDE_BY_SIDE[tokens]
+    rows = rows_together(tokens)
     wanted = min(_TURN // bundle.row_bytes, sum(bundle.rows) // (4 * workers))
     return max(1, wanted // rows) * rows

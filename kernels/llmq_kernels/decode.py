@@ -51,7 +51,7 @@ from llmq_kernels.scales import multiply_scales, multiply_whole, whole_groups
 from llmq_kernels.simd import F32, Emitter, intrinsic, target
 from llmq_kernels.workers import constants, length
 
-__all__ = ["SIDE_BY_SIDE", "decode_rows"]
+__all__ = ["decode_rows", "rows_together"]
 
 _AHEAD: Final = 512
 """Bytes of a row between what is read and what is fetched into the caches meanwhile."""
@@ -59,8 +59,15 @@ _AHEAD: Final = 512
 _KEPT: Final = 4
 """Vectors of activations that registers hold beside all else; more are loaded for each row, lest LLVM spill them."""
 
-SIDE_BY_SIDE: Final = (0, 4, 2, 2, 2)
-"""Rows that are walked side by side, by number of tokens."""
+_SEVERAL: Final = 2
+"""Rows that are walked side by side for more than one token."""
+
+
+def rows_together(tokens: int) -> int:
+    """Rows that are walked side by side, by number of tokens: for one token more where 32 registers hold the sums."""
+    if tokens > 1:
+        return _SEVERAL
+    return 6 if target().width == 64 else 4
 
 
 @intrinsic
@@ -98,7 +105,7 @@ def _dot_rows(
 
 def _emit_rows(emitter: Emitter, variant: tuple[int, int, int], places: list[list[Any]], count: Any, out: Any) -> None:
     bits, group, tokens = variant
-    rows, lanes = SIDE_BY_SIDE[tokens], emitter.target.lanes
+    rows, lanes = rows_together(tokens), emitter.target.lanes
     codes, step, vectors = chunks_of(bits, emitter.target)
     chunks, shared = max(1, group // codes), max(1, codes // group)
     row_at = [emitter.add(places[0][0], emitter.mul(places[0][1], r)) for r in range(rows)]
@@ -150,13 +157,13 @@ def _factor(emitter: Emitter, address: Any, shared: int) -> Any:
 @intrinsic
 def _most(typingctx: Any, tokens: Any) -> Any:
     """Return, as int64: rows that are walked side by side, and tokens."""
-    return constants((SIDE_BY_SIDE[length(tokens)], length(tokens)), tokens)
+    return constants((rows_together(length(tokens)), length(tokens)), tokens)
 
 
 @intrinsic
 def _side_by_side(typingctx: Any, first: Any, step: Any, tokens: Any) -> Any:
     """Return where each of the rows begins that are walked side by side: `first`, `first + step`..."""
-    rows = SIDE_BY_SIDE[length(tokens)]
+    rows = rows_together(length(tokens))
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
