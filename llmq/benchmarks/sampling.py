@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llmq.system.memory import memory_of
+from llmq.system.memory import Memory, cgroup_memory, memory_of
+from llmq.system.series import Series
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -22,25 +23,16 @@ _DEAR: Final = 25
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Memory):
     """Memory at a moment.
 
     Parameters
     ----------
     time : float
         Of `time.time`.
-    anon, file : int
-        Anonymous bytes, and resident bytes of mapped files.
     """
 
     time: float
-    anon: int
-    file: int
-
-    @property
-    def total(self) -> int:
-        """All resident bytes."""
-        return self.anon + self.file
 
 
 class Sampler:
@@ -52,8 +44,6 @@ class Sampler:
 
     Attributes
     ----------
-    samples : list of Sample
-        In order; of every so many neighbours the highest, where there would be more than 2048.
     peak_pss : int or None
         Largest proportional set size seen: mapped files that several processes share count in parts. None where the
         system does not tell.
@@ -64,12 +54,16 @@ class Sampler:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.samples: list[Sample] = []
+        self._series: Series[Sample] = Series(_KEPT, height=lambda sample: sample.rss)
         self.peak_pss: int | None = None
         self.cgroup_peak: int | None = None
-        self._counter = _cgroup_counter(pid)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llmq-sampler", daemon=True)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """In order, at most 2048, the peak among them."""
+        return self._series.samples
 
     def __enter__(self) -> Sampler:
         self._thread.start()
@@ -82,30 +76,19 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
-        turn, stride, waiting = 0, 1, list[Sample]()
+        turn = 0
         while True:
             found = memory_of(self._pid)
             if found is None or not found.rss:
                 break
-            waiting.append(Sample(time.time(), found.anon, found.file))
-            if len(waiting) >= stride:
-                self.samples.append(_highest(waiting))
-                waiting.clear()
-            if len(self.samples) >= _KEPT:
-                self.samples = [_highest(self.samples[i : i + 2]) for i in range(0, len(self.samples), 2)]
-                stride *= 2
+            self._series.add(Sample(found.anon, found.file, found.rss, time.time()))
             if turn % _DEAR == 0:
                 self.peak_pss = _larger(self.peak_pss, _pss(self._pid))
-                self.cgroup_peak = _larger(self.cgroup_peak, _number(self._counter))
+                self.cgroup_peak = _larger(self.cgroup_peak, cgroup_memory(self._pid))
             turn += 1
             if self._stop.wait(_INTERVAL):
                 break
-        if waiting:
-            self.samples.append(_highest(waiting))
-
-
-def _highest(samples: list[Sample]) -> Sample:
-    return max(samples, key=lambda sample: sample.total)
+        self._series.finish()
 
 
 def _larger(one: int | None, other: int | None) -> int | None:
@@ -118,31 +101,3 @@ def _pss(pid: int) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), None)
-
-
-def _cgroup_counter(pid: int) -> Path | None:
-    """File that tells what the innermost cgroup of a process counts now, or None."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        base, name = Path("/sys/fs/cgroup"), "memory.current"
-        if controllers:
-            if "memory" not in controllers.split(","):
-                continue
-            base, name = base / "memory", "memory.usage_in_bytes"
-        for folder in (base / path.lstrip("/"), base):
-            if (folder / name).is_file():
-                return folder / name
-    return None
-
-
-def _number(path: Path | None) -> int | None:
-    if path is None:
-        return None
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None

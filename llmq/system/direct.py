@@ -13,10 +13,16 @@ import numpy as np
 
 from llmq.system.files import preadv
 
-__all__ = ["ALIGNMENT", "DirectFile", "aligned_buffer"]
+__all__ = ["ALIGNMENT", "PIECE", "REQUESTS", "DirectFile", "aligned_buffer"]
 
 ALIGNMENT: Final = 4096
 """What places in a file, addresses and lengths must be multiples of."""
+
+PIECE: Final = 4 << 20
+"""Bytes of a request, where much is read."""
+
+REQUESTS: Final = 4
+"""Requests at a time: disks read several quicker than one."""
 
 
 def aligned_buffer(size: int) -> np.ndarray:

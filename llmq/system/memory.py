@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llmq.system.series import Series
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = [
     "Memory",
     "PeakMemory",
     "available_memory",
+    "cgroup_memory",
     "current_memory",
     "lock_memory",
     "memory_of",
@@ -100,9 +104,6 @@ class PeakMemory:
         The largest seen so far, in bytes.
     start : Memory
         On entering.
-    series : list of (float, int)
-        Seconds since entering and anonymous bytes, in order. There are at most 512: when there are more, each two
-        neighbours become one, the higher, so that the peak stays.
     """
 
     def __init__(self, interval: float = 0.01) -> None:
@@ -110,9 +111,8 @@ class PeakMemory:
         self.peak_anon = 0
         self.peak_rss = 0
         self.start = Memory(0, 0, 0)
-        self.series: list[tuple[float, int]] = []
+        self._series = _new_series()
         self._began = time.perf_counter()
-        self._stride, self._waiting = 1, list[tuple[float, int]]()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -123,22 +123,16 @@ class PeakMemory:
         self.peak_anon = max(self.peak_anon, now.anon)
         self.peak_rss = max(self.peak_rss, now.rss)
         with self._lock:
-            self._keep((time.perf_counter() - self._began, now.anon))
+            self._series.add((time.perf_counter() - self._began, now.anon))
         return now
 
-    def _keep(self, sample: tuple[float, int]) -> None:
-        """Put the highest of every `_stride` samples into the series; the stride doubles when it is full."""
-        self._waiting.append(sample)
-        if len(self._waiting) < self._stride:
-            return
-        self.series.append(_highest(self._waiting))
-        self._waiting.clear()
-        if len(self.series) == _KEPT:
-            self.series = [_highest(self.series[i : i + 2]) for i in range(0, _KEPT, 2)]
-            self._stride *= 2
+    @property
+    def series(self) -> list[tuple[float, int]]:
+        """Seconds since entering and anonymous bytes, in order: at most 512 samples, the peak among them."""
+        return self._series.samples
 
     def __enter__(self) -> PeakMemory:
-        self.series, self._waiting, self._stride = [], [], 1
+        self._series = _new_series()
         self._began = time.perf_counter()
         self.start = self.sample()
         self._stop.clear()
@@ -153,17 +147,15 @@ class PeakMemory:
         if self._thread is not None:
             self._thread.join()
         self.sample()
-        if self._waiting:
-            self.series.append(_highest(self._waiting))
-            self._waiting = []
+        self._series.finish()
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
             self.sample()
 
 
-def _highest(samples: list[tuple[float, int]]) -> tuple[float, int]:
-    return max(samples, key=lambda sample: sample[1])
+def _new_series() -> Series[tuple[float, int]]:
+    return Series(_KEPT, height=lambda sample: sample[1])
 
 
 def total_memory(root: Path = Path("/")) -> int:
@@ -216,27 +208,37 @@ def _meminfo(root: Path) -> dict[str, int]:
 def _cgroups(root: Path) -> list[tuple[int, int]]:
     """`(limit, used)` of every limited cgroup this process is in, the files that can be dropped not counted as used."""
     found = []
-    for line in _lines(root / "proc/self/cgroup"):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            base, limit_name, used_name = root / "sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            base, limit_name, used_name = (
-                root / "sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
-        else:
-            continue
-        inner = base / path.lstrip("/")
-        for folder in (inner, *inner.parents):
+    for base, path, limit_name, used_name in _controllers(root, "self"):
+        for folder in (path, *path.parents):
             limit = _number(folder / limit_name)
             if limit is not None:
                 found.append((limit, max(0, (_number(folder / used_name) or 0) - _droppable(folder))))
             if folder == base:
                 break
     return found
+
+
+def cgroup_memory(pid: int | str) -> int | None:
+    """Bytes that the cgroup of a process counts now, its page cache included; None where the system does not tell."""
+    for base, path, _, used_name in _controllers(Path("/"), pid):
+        for folder in (path, base):
+            found = _number(folder / used_name)
+            if found is not None:
+                return found
+    return None
+
+
+def _controllers(root: Path, pid: int | str) -> Iterator[tuple[Path, Path, str, str]]:
+    """Root and folder of every cgroup of memory that a process is in, and what its limit and its use are called."""
+    for line in _lines(root / "proc" / str(pid) / "cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        base = root / "sys/fs/cgroup"
+        if controllers == "":
+            yield base, base / path.lstrip("/"), "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base /= "memory"
+            yield base, base / path.lstrip("/"), "memory.limit_in_bytes", "memory.usage_in_bytes"
 
 
 def _droppable(folder: Path) -> int:
