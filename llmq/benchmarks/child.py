@@ -47,12 +47,18 @@ def python(*arguments: str, environment: Mapping[str, str] | None = None) -> dic
     LlmqError
         Its last lines, `error: ...` and `hint: ...`, by the class of its exit code.
     """
-    return watched(*arguments, environment=environment)[0]
+    with _start(arguments, environment) as process:
+        return _result(process)
 
 
 def watched(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[dict[str, Any], Sampler]:
-    """Run Python as `python` does, and sample its memory meanwhile; raises the same."""
-    process = subprocess.Popen(  # noqa: S603  # Python itself, with our own words
+    """Run Python as `python` does, and sample its memory meanwhile, which costs it some time; raises the same."""
+    with _start(arguments, environment) as process, Sampler(process.pid) as sampler:
+        return _result(process), sampler
+
+
+def _start(arguments: tuple[str, ...], environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603  # Python itself, with our own words
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | dict(environment or {}),
         stdout=subprocess.PIPE,
@@ -61,15 +67,18 @@ def watched(*arguments: str, environment: Mapping[str, str] | None = None) -> tu
         encoding="utf-8",
         errors="replace",
     )
-    with process, Sampler(process.pid) as sampler:
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
+
+
+def _result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for a process and return what it prints; one that we stop waiting for is ended."""
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        process.kill()
+        raise
     if process.returncode == 0:
         result: dict[str, Any] = json.loads(out)
-        return result, sampler
+        return result
     raise _error(process.returncode, err)
 
 
