@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -99,13 +98,7 @@ def load(
         if value is not None and value < 1:
             raise UsageError(f"{name} must be positive", found=value)
 
-    def place(source: FolderSource, found: _Opened) -> tuple[Residency | None, int | None]:
-        tokens = min(context or _CONTEXT, found.config.max_position_embeddings)
-        room = Room.here(max_memory, tokens, found.kv_bits, compiled=has_run(found.work))
-        residency = _residency(source, found.config, room, asked=max_memory is not None)
-        return residency, None if max_memory is None else tokens
-
-    return _load(path, compute, kv_bits, revision, place, mlock=mlock)
+    return _load(path, compute, kv_bits, revision, _Wishes(max_memory, context, mlock))
 
 
 def load_mapped(path: str | Path, *, compute: Compute = "int8", kv_bits: int | None = None) -> Model:
@@ -113,7 +106,16 @@ def load_mapped(path: str | Path, *, compute: Compute = "int8", kv_bits: int | N
 
     Parameters and errors are those of `load`.
     """
-    return _load(path, compute, kv_bits, None, lambda _source, _found: (None, None), mlock=False)
+    return _load(path, compute, kv_bits, None, None)
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What memory is asked for; see `load`."""
+
+    max_memory: int | None
+    context: int | None
+    mlock: bool
 
 
 @dataclass(frozen=True)
@@ -126,32 +128,30 @@ class _Opened:
     work: str
 
 
-_Place = Callable[["FolderSource", _Opened], "tuple[Residency | None, int | None]"]
-"""Decides where weights are, and how long a text may be."""
-
-
 def _load(
-    path: str | Path, compute: Compute, kv_bits: int | None, revision: str | None, place: _Place, *, mlock: bool
+    path: str | Path, compute: Compute, kv_bits: int | None, revision: str | None, wishes: _Wishes | None
 ) -> Model:
+    """Load a model whose weights are where memory allows, or all mapped where there are no wishes."""
     if compute not in get_args(Compute):
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
     if kv_bits not in (None, 32, 16, 8):
         raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
     with open_local(path, revision=revision) as source:
         found = _open(source, compute, kv_bits or (32 if compute == "float32" else 16))
-        residency, tokens = place(source, found)
+        residency = None if wishes is None else _residency(source, found, wishes)
         mapped = MappedCheckpoint(source)
         reader = None if residency is None or not residency.streamed else open_reader(source, residency)
         try:
             weights = Weights(mapped if reader is None else StreamedCheckpoint(mapped, reader), found.schemes, compute)
             decoder = assemble_decoder(found.config, weights, Presence.of(residency, mapped, reader))
             weights.check_all_taken()
-            _settle(mapped, residency, mlock=mlock)
+            _settle(mapped, residency, mlock=wishes is not None and wishes.mlock)
         except BaseException:
             if reader is not None:
                 reader.close()
             raise
         total = sum(info.nbytes for info in source.tensors.values())
+        limited = wishes is not None and wishes.max_memory is not None
         return Model(
             decoder,
             folder=source.folder,
@@ -159,7 +159,7 @@ def _load(
             bits_per_weight=8.0 * total / weights.elements,
             stop_tokens=stop_tokens(source.folder, source.config),
             kv_bits=found.kv_bits,
-            held=Held(mapped, residency, reader, tokens),
+            held=Held(mapped, residency, reader, residency.room.tokens if residency and limited else None),
             work=found.work,
         )
 
@@ -181,16 +181,18 @@ def _open(source: FolderSource, compute: Compute, kv_bits: int) -> _Opened:
     return _Opened(config, schemes, kv_bits, work)
 
 
-def _residency(source: FolderSource, config: DecoderConfig, room: Room, *, asked: bool) -> Residency | None:
+def _residency(source: FolderSource, opened: _Opened, wishes: _Wishes) -> Residency | None:
     """Decide what stays in memory; None where nothing can be decided and nothing was asked for."""
+    tokens = min(wishes.context or _CONTEXT, opened.config.max_position_embeddings)
+    room = Room.here(wishes.max_memory, tokens, opened.kv_bits, compiled=has_run(opened.work))
     try:
-        found = plan_residency(source.tensors, config, room)
+        found = plan_residency(source.tensors, opened.config, room)
     except ResourceError:
-        if asked:
+        if wishes.max_memory is not None:
             raise
         _log.warning("this machine seems to have too little free memory for the model: it may be very slow")
         return None
-    if asked:
+    if wishes.max_memory is not None:
         return found
     if found.expert_bytes is not None:
         _log.warning("not all experts fit into free memory: %s of them stay", format_size(found.expert_bytes))
