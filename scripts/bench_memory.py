@@ -46,8 +46,6 @@ _TABLE: Final = ("--lm-head", "8", "--embeddings", "8")
 _LIMITS: Final = (8, 14, 20)
 """GiB that the 4-bit model runs in."""
 
-_GIB: Final = 1 << 30
-
 
 @dataclass(frozen=True)
 class Bench:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
     from llmq.checkpoint.source import Source
     from llmq.plan import Plan
-    from llmq.runtime.residency import Residency
     from llmq.spec import Recipe
 
 __all__ = ["Estimates", "Option", "Rates", "Wishes", "estimate"]
@@ -182,7 +181,7 @@ class _Costs:
     """What all widths share.
 
     Bytes of the source and of copied files; the part of experts that a token meets; what the model is to run in, its
-    configuration, and whether somebody set a limit.
+    configuration.
     """
 
     stored: int
@@ -190,7 +189,6 @@ class _Costs:
     used: float
     room: Room | None
     config: DecoderConfig | None
-    limited: bool
 
 
 def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Rates] | None = None) -> Estimates:
@@ -235,9 +233,8 @@ def estimate(source: Source, wishes: Wishes, output: Path, rate: Callable[[], Ra
     stored = sum(info.nbytes for info in source.tensors.values())
     experts = None if config is None else config.experts
     used = 1.0 if experts is None else experts.used / experts.count
-    limited = wishes.ram is not None
     room = None if context is None else Room(wishes.ram or _ENOUGH, context, wishes.kv_bits, RUN_BYTES)
-    costs = _Costs(stored, copies, used, room, config, limited)
+    costs = _Costs(stored, copies, used, room, config)
     options = tuple(_option(bits, plan, rates, costs) for bits, plan in plans.items())
     return Estimates(source.label, first.parameters, stored, context, cache, rates, options)
 
@@ -302,10 +299,12 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
     room, config = costs.room, costs.config
     if room is None or config is None:
         return option
-    whole, found = (_residency(plan, config, r) for r in (replace(room, limit=_ENOUGH), room))
-    assert whole is not None
+    tensors = _outputs(plan)
+    whole = plan_residency(tensors, config, replace(room, limit=_ENOUGH))
     option = replace(option, run_bytes=whole.peak_bytes, blocks=whole.layers, resident_blocks=0, fits=False)
-    if found is None:
+    try:
+        found = plan_residency(tensors, config, room)
+    except ResourceError:
         return option
     needed = _bytes_per_token(plan, costs.used) / rates.memory
     streamed = found.streamed_bytes
@@ -316,25 +315,21 @@ def _option(bits: int, plan: Plan, rates: Rates, costs: _Costs) -> Option:
     return replace(
         option,
         tokens_per_second=1 / max(needed, streamed / rates.stream),
-        fits=(not found.streamed and found.expert_bytes is None) if costs.limited else None,
+        fits=(not found.streamed and found.expert_bytes is None) if room.limit < _ENOUGH else None,
         resident_blocks=found.layers - len(found.streamed),
         streamed_bytes=streamed,
     )
 
 
-def _residency(plan: Plan, config: DecoderConfig, room: Room) -> Residency | None:
-    """What of the output would stay in memory; None where it would not run there at all."""
-    tensors = {
+def _outputs(plan: Plan) -> dict[str, TensorInfo]:
+    """Tensors of the output, where they would stand."""
+    return {
         tensor.name: TensorInfo(
             tensor.name, tensor.dtype, tensor.shape, shard.file, shard.offsets[tensor.name], tensor.nbytes
         )
         for shard in plan.shards
         for tensor in shard.tensors
     }
-    try:
-        return plan_residency(tensors, config, room)
-    except ResourceError:
-        return None
 
 
 def _bytes_per_token(plan: Plan, used: float) -> float:

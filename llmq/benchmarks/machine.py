@@ -15,7 +15,7 @@ import numpy as np
 
 from llmq.checkpoint.faults import writing
 from llmq.methods import METHODS
-from llmq.system.direct import DirectFile, aligned_buffer
+from llmq.system.direct import PIECE, REQUESTS, DirectFile, aligned_buffer
 from llmq.system.files import sync_data
 from llmq.system.pool import DaemonPool
 from llmq_kernels.bandwidth import checksum
@@ -33,8 +33,6 @@ _ROWS: Final = 512
 _COLUMNS: Final = 4096
 _MEMORY: Final = 256 << 20
 _DISK: Final = 64 << 20
-_PIECE: Final = 4 << 20
-_REQUESTS: Final = 4
 _NEAR: Final = 64 << 20
 _FAR: Final = 16 << 20
 _RUNS: Final = 3
@@ -92,8 +90,8 @@ def stream_rate(folder: Path) -> float:
         Nothing can be written there.
     """
     data = np.random.default_rng(1).integers(0, 256, _DISK, np.uint8).data
-    pool = DaemonPool(_REQUESTS, "llmq-rate")
-    buffers = [aligned_buffer(_PIECE).data for _ in range(_REQUESTS)]
+    pool = DaemonPool(REQUESTS, "llmq-rate")
+    buffers = [aligned_buffer(PIECE).data for _ in range(REQUESTS)]
     with contextlib.closing(pool), writing(folder), tempfile.TemporaryFile(dir=folder) as written:
         written.write(data)
         written.flush()
@@ -101,8 +99,8 @@ def stream_rate(folder: Path) -> float:
         with contextlib.closing(DirectFile(os.dup(written.fileno()))) as file:
             began = time.perf_counter()
             # Requests that share a buffer may overlap: nobody looks at what they bring.
-            starts = range(0, _DISK, _PIECE)
-            reads = [pool.submit(file.read, buffers[i % _REQUESTS], at, _PIECE) for i, at in enumerate(starts)]
+            starts = range(0, _DISK, PIECE)
+            reads = [pool.submit(file.read, buffers[i % REQUESTS], at, PIECE) for i, at in enumerate(starts)]
             wait(reads)
             seconds = time.perf_counter() - began
             for read in reads:

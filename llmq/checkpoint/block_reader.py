@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import InputError, ResourceError, UsageError
-from llmq.system.direct import ALIGNMENT, DirectFile, aligned_buffer
+from llmq.system.direct import ALIGNMENT, PIECE, REQUESTS, DirectFile, aligned_buffer
 from llmq.system.pool import DaemonPool
 
 if TYPE_CHECKING:
@@ -21,16 +20,10 @@ if TYPE_CHECKING:
     from llmq.checkpoint.header import TensorInfo
     from llmq.checkpoint.source import FolderSource
 
-__all__ = ["BUFFERS", "BlockReader", "buffer_bytes"]
+__all__ = ["BlockReader", "buffer_bytes"]
 
-BUFFERS: Final = 2
+_BUFFERS: Final = 2
 """One in use, one being filled."""
-
-_PIECE: Final = 4 << 20
-"""Bytes of a request."""
-
-_REQUESTS: Final = 4
-"""Requests at a time: disks read several quicker than one."""
 
 _GAP: Final = 64 << 10
 """Bytes between two tensors that are read along with them, rather than asked for separately."""
@@ -77,10 +70,10 @@ def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def buffer_bytes(blocks: Sequence[Sequence[TensorInfo]], buffers: int = BUFFERS) -> int:
+def buffer_bytes(blocks: Sequence[Sequence[TensorInfo]]) -> int:
     """Bytes that a `BlockReader` of these blocks takes."""
     largest = max((_lay_out(block).nbytes for block in blocks), default=0)
-    return min(buffers, len(blocks)) * (largest + ALIGNMENT)
+    return min(_BUFFERS, len(blocks)) * (largest + ALIGNMENT)
 
 
 class BlockReader:
@@ -95,8 +88,6 @@ class BlockReader:
         Open, with its headers checked; it may be closed afterwards.
     blocks : sequence of sequence of TensorInfo
         Not empty; each tensor stands at a multiple of its element size.
-    buffers : int
-        At least 2, or nothing is read ahead.
     cached : bool
         Read through the page cache: for files that fit into it as a whole.
 
@@ -115,8 +106,6 @@ class BlockReader:
         Bytes of all blocks: what is read in one turn.
     bytes_read : int
         So far.
-    waited : float
-        Seconds that `take` waited.
     """
 
     def __init__(
@@ -124,19 +113,17 @@ class BlockReader:
         source: FolderSource,
         blocks: Sequence[Sequence[TensorInfo]],
         *,
-        buffers: int = BUFFERS,
         cached: bool = False,
     ) -> None:
         self._infos = {info.name: (number, info) for number, block in enumerate(blocks) for info in block}
         self._layouts = [_lay_out(block) for block in blocks]
-        self._buffers = _make_buffers(max(layout.nbytes for layout in self._layouts), min(buffers, len(blocks)))
+        self._buffers = _make_buffers(max(layout.nbytes for layout in self._layouts), min(_BUFFERS, len(blocks)))
         self._reads: dict[int, list[Future[None]]] = {}
         self._files: dict[str, DirectFile] = {}
         self.lock = threading.RLock()
-        self._pool = DaemonPool(_REQUESTS, "llmq-blocks")
+        self._pool = DaemonPool(REQUESTS, "llmq-blocks")
         self.nbytes = sum(extent.stop - extent.start for layout in self._layouts for extent in layout.extents)
         self.bytes_read = 0
-        self.waited = 0.0
         try:
             for name in sorted({extent.file for layout in self._layouts for extent in layout.extents}):
                 self._files[name] = DirectFile(source.duplicate(name), cached=cached)
@@ -170,14 +157,12 @@ class BlockReader:
             raise UsageError("the model was closed", hint="load it again")
         if number not in self._reads:
             self._restart(number)
-        began = time.perf_counter()
         try:
             for read in self._reads[number]:
                 read.result()
         except BaseException:
             self._stop_reading()
             raise
-        self.waited += time.perf_counter() - began
         self.bytes_read += sum(extent.stop - extent.start for extent in self._layouts[number].extents)
 
     def give_back(self, number: int) -> None:
@@ -224,12 +209,12 @@ class BlockReader:
     def _read(self, number: int) -> None:
         reads = self._reads[number] = []  # known before the first, lest an interrupt lose some
         for extent in self._layouts[number].extents:
-            for at in range(extent.start, extent.stop, _PIECE):
+            for at in range(extent.start, extent.stop, PIECE):
                 reads.append(self._pool.submit(self._fill, number, extent, at))  # noqa: PERF401
 
     def _fill(self, number: int, extent: _Extent, at: int) -> None:
         """Read a piece of an extent, from `at` in its file, to where it belongs."""
-        count, place = min(_PIECE, extent.stop - at), extent.place + at - extent.start
+        count, place = min(PIECE, extent.stop - at), extent.place + at - extent.start
         room = self._buffer(number)[place : place + _aligned(count)].data
         try:
             done = self._files[extent.file].read(room, at, count)

@@ -12,6 +12,7 @@ import numpy as np
 
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import InputError, ResourceError
+from llmq.system.direct import PIECE, REQUESTS
 from llmq.system.memory import lock_memory
 from llmq.system.pool import DaemonPool
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["MappedCheckpoint"]
 
 _PACKED: Final = frozenset({"I32", "U32"})
-
-_PIECE: Final = 4 << 20
-_REQUESTS: Final = 4
 
 _own = threading.local()
 
@@ -115,7 +113,7 @@ class MappedCheckpoint:
         InputError
             A file cannot be read.
         """
-        pool = DaemonPool(_REQUESTS, "llmq-populate")
+        pool = DaemonPool(REQUESTS, "llmq-populate")
         try:
             reads = [pool.submit(self._touch, *piece) for name in names for piece in self._pieces(name)]
             try:
@@ -129,13 +127,13 @@ class MappedCheckpoint:
 
     def _pieces(self, name: str) -> Iterator[tuple[TensorInfo, int, int]]:
         info = self.source.tensors[name]
-        for start in range(0, info.nbytes, _PIECE):
-            yield info, start, min(_PIECE, info.nbytes - start)
+        for start in range(0, info.nbytes, PIECE):
+            yield info, start, min(PIECE, info.nbytes - start)
 
     def _touch(self, info: TensorInfo, start: int, count: int) -> None:
         """Read through the page cache, which is many times quicker than faulting, to a place that is thrown away."""
         if not hasattr(_own, "room"):
-            _own.room = memoryview(bytearray(_PIECE))
+            _own.room = memoryview(bytearray(PIECE))
         self.source.read_into(info, start, _own.room[:count])
 
     def lock(self, names: Collection[str]) -> None:

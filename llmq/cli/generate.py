@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,7 +86,8 @@ def _load(model: str, text: str, max_tokens: int, options: dict[str, Any]) -> Mo
     with open_local(model) as source:
         folder = source.folder
     tokenizer = load_tokenizer(folder)
-    loaded = load(model, context=len(encode(tokenizer, text)) + max_tokens, **options)
+    here = model if os.path.lexists(model) else folder  # not looked up on the Hub a second time
+    loaded = load(here, context=len(encode(tokenizer, text)) + max_tokens, **options)
     loaded.tokenizer = tokenizer  # not a second time
     residency = loaded.residency
     if options["max_memory"] is not None and residency is not None:

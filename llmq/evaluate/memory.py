@@ -9,6 +9,7 @@ from llmq.plan.budget import PROCESS_BYTES
 from llmq.plan.calibrated import HIDDEN_BYTES
 from llmq.runtime.cache import kv_bytes
 from llmq.runtime.linear import DenseLinear, PackedLinear
+from llmq.runtime.residency import working_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,12 +73,9 @@ def _logits(model: LanguageModel) -> int:
 def _block(model: LanguageModel, context: int) -> int:
     """Bytes of the largest block with what it works in for a window."""
     config = model.config
-    heads = config.n_heads + 2 * config.n_kv_heads
-    # A window as it is read from a file, and normed; queries and what attention makes of them; both halves of the MLP.
-    working = 4 * context * (3 * config.hidden_size + 2 * heads * config.head_dim + 2 * config.intermediate_size)
     cache = kv_bytes(config, context, model.kv_bits) // config.n_layers
     return (
-        working
+        working_bytes(config, context)
         + cache
         + max(sum(_bytes(linear) for linear in block.linears.values()) for block in model.decoder.blocks)
     )

@@ -169,12 +169,14 @@ class Generation(Iterator[int]):
 
     def _guess(self) -> list[int]:
         """Guess tokens behind the next one; none while the prompt is read."""
+        if not self._guesses or self.tokens == 0:
+            return []
         limits = [self._guesses]
         if self._max_tokens is not None:
             limits.append(self._max_tokens - self.tokens - 1)
         if self._model.context is not None:
             limits.append(self._model.context - self._cache.length - 1)
-        if self.tokens == 0 or min(limits) < 1:
+        if min(limits) < 1:
             return []
         return self._lookup.guess([*self._cache.tokens, *self._next], min(limits))
 

@@ -48,7 +48,6 @@ _AROUND: Final = 64 << 10
 _BLOCK: Final = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT: Final = re.compile(r"model\.layers\.(\d+)\..*\.experts\.(\d+)\.")
 _TABLE: Final = "model.embed_tokens."
-_HEAD: Final = "lm_head."
 _READABLE: Final = ("BF16", "F16", "F32")
 
 
@@ -285,6 +284,7 @@ def _copied_bytes(tensors: Mapping[str, TensorInfo]) -> int:
 def working_bytes(config: DecoderConfig, tokens: int) -> int:
     """Bytes of what a block works in for some tokens, and of their hidden states."""
     heads = config.n_heads + 2 * config.n_kv_heads
+    # States as they come, and normed; queries and what attention makes of them; both halves of the MLP.
     return 4 * tokens * (3 * config.hidden_size + 2 * heads * config.head_dim + 2 * config.intermediate_size)
 
 

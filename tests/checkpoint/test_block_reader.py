@@ -16,7 +16,7 @@ from llmq.errors import InputError, ResourceError
 @pytest.fixture(params=[1, 2, 3, 5])
 def blocks(request, tmp_path, monkeypatch):
     """A source of some blocks of two tensors each, in two files, and what they hold."""
-    monkeypatch.setattr(block_reader, "_PIECE", 8192)
+    monkeypatch.setattr(block_reader, "PIECE", 8192)
     draw = np.random.default_rng(0)
     tensors = {
         f"{part}.{number}": draw.integers(0, 255, (40 + 7 * number, 301), np.uint8)
