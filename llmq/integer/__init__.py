@@ -13,6 +13,7 @@ from llmq.integer.embedding import Embedding
 from llmq.integer.files import load, save
 from llmq.integer.floats import FloatConv1d, FloatConv2d, FloatLinear
 from llmq.integer.linear import Linear
+from llmq.integer.product import Grids
 from llmq.integer.residual import Add
 from llmq.integer.sequential import Layer, Residual, Sequential
 from llmq.integer.shapes import AdaptiveAvgPool2d, AvgPool2d, Flatten, MaxPool2d, ReLU
@@ -30,6 +31,7 @@ __all__ = [
     "FloatConv1d",
     "FloatConv2d",
     "FloatLinear",
+    "Grids",
     "Layer",
     "LayerWeight",
     "Linear",

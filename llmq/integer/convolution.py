@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -95,6 +95,13 @@ class Conv2d(ProductLayer):
         parts = quantized_parts(weight, bias, scheme or QuantScheme(), (input_range, output_range))
         return cls(*parts, place)
 
+    @classmethod
+    def of(cls, weight: LayerWeight, bias: np.ndarray | None, grids: Grids, **geometry: Unpack[Geometry]) -> Self:
+        """Make a layer of what is quantized already; see `LayerWeight.of` and, for the geometry, `quantize`."""
+        if len(weight.shape) != 4 or len(weight.parts) > 1:
+            raise ValueError(f"a weight (filters, channels, height, width) in one group is needed, not {weight.shape}")
+        return cls(weight, bias, grids, convolution_of(weight.shape, geometry))
+
     def _run(self, x: np.ndarray | Quantized, *, reference: bool) -> np.ndarray | Quantized:
         channels = self.weight.shape[1] * self.geometry.groups
         if len(x.shape) != 4 or x.shape[1] != channels:
@@ -145,6 +152,15 @@ class Conv1d:
         place = convolution_of(weight[:, :, None].shape, flat_geometry(geometry))
         parts = quantized_parts(weight[:, :, None], bias, scheme or QuantScheme(), ranges)
         return cls(Conv2d(*parts, place))
+
+    @classmethod
+    def of(cls, weight: LayerWeight, bias: np.ndarray | None, grids: Grids, **geometry: Unpack[Geometry]) -> Self:
+        """Make a layer of what is quantized already: a weight (filters, channels / groups, kernel)."""
+        if len(weight.shape) != 3:
+            raise ValueError(f"weight must have shape (filters, channels, length), not {weight.shape}")
+        filters, channels, length = weight.shape
+        images = replace(weight, shape=(filters, channels, 1, length))
+        return cls(Conv2d.of(images, bias, grids, **flat_geometry(geometry)))
 
     @property
     def weight(self) -> LayerWeight:

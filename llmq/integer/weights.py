@@ -37,7 +37,8 @@ class LayerWeight:
     Raises
     ------
     ValueError
-        Parts, scales and a shape that do not fit each other, or scales that are not positive and finite.
+        Parts, scales and a shape that do not fit each other, or scales that are not positive and finite; on full
+        symmetric grids, which have a code to spare, they may be negative.
     """
 
     parts: tuple[IntegerWeight, ...]
@@ -54,8 +55,54 @@ class LayerWeight:
             raise ValueError(
                 f"scale must be float32 ({self.rows}, {len(self.parts)}), not {self.scale.dtype} {self.scale.shape}"
             )
-        if not (np.isfinite(self.scale) & (self.scale > 0)).all():
-            raise ValueError("scale must be positive and finite")
+        mirrored = self.spec.symmetric and self.spec.range == "full"
+        if not (np.isfinite(self.scale) & ((np.abs(self.scale) if mirrored else self.scale) > 0)).all():
+            raise ValueError(f"scale must be {'finite and not zero' if mirrored else 'positive and finite'}")
+
+    @classmethod
+    def of(cls, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, spec: QuantSpec) -> LayerWeight:
+        """Make a weight of codes that were chosen elsewhere.
+
+        Negative scales are turned over with their codes, but for those of full symmetric grids.
+
+        Parameters
+        ----------
+        codes : uint8 (rows, ...)
+            Everything behind the first axis makes up a row.
+        scale : float32 (rows, n_groups)
+            Steps: ``w = scale * (code - zero_point)``, and ``scale * (code - 1/2)`` on the sign grid of one bit.
+        zero_point : uint8 (rows, n_groups) or None
+            None for symmetric grids: `2**(bits-1)`.
+        spec : QuantSpec
+            Its `bits`, `symmetric` and `range` count.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Arrays that do not fit each other or the spec.
+
+        Examples
+        --------
+        >>> from llmq.spec import QuantSpec
+        >>> codes, scale = np.array([[1, 2, 3]], np.uint8), np.array([[-0.5]], np.float32)
+        >>> weight = LayerWeight.of(codes, scale, None, QuantSpec(bits=2, range="narrow", strategy="channel"))
+        >>> weight.scale.tolist(), weight.values.tolist()
+        ([[0.5]], [[0.5, 0.0, -0.5]])
+        """
+        rows, groups = scale.shape if scale.ndim == 2 else (0, 0)
+        columns = prod(codes.shape[1:])
+        if codes.dtype != np.uint8 or codes.ndim < 2 or len(codes) != rows or not groups or columns % groups:
+            raise ValueError(
+                f"codes must be uint8 of {rows} rows that {groups} groups divide, not {codes.dtype} {codes.shape}"
+            )
+        if (zero_point is None) != spec.symmetric or (zero_point is not None and zero_point.shape != scale.shape):
+            raise ValueError("zero points belong to asymmetric grids, one to each scale")
+        _check_codes(codes, spec)
+        grouped = codes.reshape(rows, groups, columns // groups)
+        if not (spec.symmetric and spec.range == "full"):
+            grouped, scale, zero_point = _turned(grouped, scale, zero_point, spec.bits)
+        half = np.float32(2.0 if spec.bits == 1 and spec.symmetric else 1.0)
+        return cls(_parts(grouped, zero_point, spec.bits), np.ascontiguousarray(scale / half), codes.shape, spec)
 
     @property
     def rows(self) -> int:
@@ -123,14 +170,33 @@ def quantize_weight(weight: np.ndarray, spec: QuantSpec, least_scale: np.ndarray
     step = scale * 2 if spec.bits == 1 and spec.symmetric else scale
     points = None if zero_point is None else zero_point[:, None]
     codes = quantize_array(by_group, step[:, None], points, spec).reshape(rows, columns // size, size)
-    by_row = None if zero_point is None else zero_point.reshape(rows, -1)
-    parts = tuple(
-        IntegerWeight.of(
-            np.ascontiguousarray(codes[:, i]), spec.bits, None if by_row is None else np.ascontiguousarray(by_row[:, i])
-        )
-        for i in range(columns // size)
-    )
+    parts = _parts(codes, None if zero_point is None else zero_point.reshape(rows, -1), spec.bits)
     return LayerWeight(parts, np.ascontiguousarray(scale.reshape(rows, -1), np.float32), weight.shape, spec)
+
+
+def _check_codes(codes: np.ndarray, spec: QuantSpec) -> None:
+    lowest, highest = int(spec.range == "narrow"), 2**spec.bits - 1
+    if codes.size and not lowest <= int(codes.min()) <= int(codes.max()) <= highest:
+        raise ValueError(f"codes must be {lowest} to {highest}, found {int(codes.min())} to {int(codes.max())}")
+
+
+def _turned(
+    codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, bits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Positive scales that stand for the same: codes (rows, n_groups, group_size) count from the other end."""
+    negative = scale < 0
+    if zero_point is None:  # a narrow range: codes from 1 on
+        turned = np.where(negative[:, :, None], np.uint8(2**bits % 256) - codes, codes)
+        return turned, np.abs(scale), None
+    most = np.uint8(2**bits - 1)
+    turned = np.where(negative[:, :, None], most - codes, codes)
+    return turned, np.abs(scale), np.where(negative, most - zero_point, zero_point)
+
+
+def _parts(codes: np.ndarray, zero_point: np.ndarray | None, bits: int) -> tuple[IntegerWeight, ...]:
+    """Pack each group of codes (rows, n_groups, group_size) with its zero points, uint8 (rows, n_groups)."""
+    points = [None if zero_point is None else np.ascontiguousarray(zero_point[:, i]) for i in range(codes.shape[1])]
+    return tuple(IntegerWeight.of(np.ascontiguousarray(codes[:, i]), bits, point) for i, point in enumerate(points))
 
 
 def _parameters(rows: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,6 +3,7 @@
 Needs torch (the `hf` extra).
 """
 
-from llmq.learn.fake import FakeQuantize
+from llmq.learn.fake import SCALE_DTYPES, FakeQuantize
+from llmq.learn.found import found_steps
 
-__all__ = ["FakeQuantize"]
+__all__ = ["SCALE_DTYPES", "FakeQuantize", "found_steps"]

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
+from llmq.learn.rounding import round_within, scaled_gradient, sign, straight, whole_within
+
 if TYPE_CHECKING:
     from llmq.spec import QuantSpec
 
-__all__ = ["FakeQuantize"]
+__all__ = ["LEAST_SCALE", "SCALE_DTYPES", "FakeQuantize"]
 
-_LEAST: Final = 2.0**-126
-"""The least magnitude of a step: the least normal float32, as elsewhere."""
+LEAST_SCALE: Final = {None: 2.0**-126, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+"""The least magnitude of a step by how it is stored: the least normal float32, as elsewhere, or the least float16."""
 
-_SCALE_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+SCALE_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Torch's dtypes of scales by name."""
 
 
 class FakeQuantize(nn.Module):
@@ -68,12 +71,12 @@ class FakeQuantize(nn.Module):
         if not (self.spec.symmetric and self.spec.signed_scale):
             scale = scale.abs()
         if self.spec.scale_dtype is not None:
-            scale = _straight(scale, scale.to(_SCALE_DTYPES[self.spec.scale_dtype]).to(torch.float32))
-        scale = torch.where(scale.abs() < _LEAST, torch.full_like(scale, _LEAST).copysign(scale), scale)
-        if self.zero_point is None:
-            return scale, None
-        bounded = self.zero_point.clamp(0, self.highest)
-        return scale, _straight(bounded, bounded.round())
+            dtype = SCALE_DTYPES[self.spec.scale_dtype]
+            largest = torch.finfo(dtype).max
+            scale = straight(scale, scale.clamp(-largest, largest).to(dtype).to(torch.float32))
+        least = LEAST_SCALE[self.spec.scale_dtype]
+        scale = torch.where(scale.abs() < least, torch.full_like(scale, least).copysign(scale), scale)
+        return scale, None if self.zero_point is None else whole_within(self.zero_point, self.highest)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Round values.
@@ -88,14 +91,30 @@ class FakeQuantize(nn.Module):
         tensor
             Of the shape and dtype of `x`; computed in float32.
         """
+        steps, scale = self.steps(x)
+        return (steps * scale).reshape(x.shape).to(x.dtype)
+
+    def steps(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole steps and the step: what `forward` multiplies, with its gradients.
+
+        Returns
+        -------
+        steps : float32 tensor
+            `code - zero_point`, plus or minus one half on the sign grid: of the shape of `x` by tensor, else (rows,
+            n_groups, group_size).
+        scale : float32 tensor
+            () or (rows, n_groups, 1).
+        """
         grouped, scale, zero_point = self._aligned(x)
         shrink = 1 / (self._sharing(grouped) * self._steps) ** 0.5
-        scale = _scaled_gradient(scale, shrink)
+        scale = scaled_gradient(scale, shrink)
         if self.spec.bits == 1 and self.spec.symmetric:
-            return _sign(grouped, scale).reshape(x.shape).to(x.dtype)
-        zero = self._middle if zero_point is None else _scaled_gradient(zero_point, shrink)
-        clipped = torch.minimum(torch.maximum(grouped / scale, self.lowest - zero), self.highest - zero)
-        return (_straight(clipped, clipped.round()) * scale).reshape(x.shape).to(x.dtype)
+            return sign(grouped, scale), scale
+        if zero_point is None:
+            middle = 1 << (self.spec.bits - 1)
+            return round_within(grouped / scale, self.lowest - middle, self.highest - middle), scale
+        zero = scaled_gradient(zero_point, shrink)
+        return round_within(grouped / scale, self.lowest - zero, self.highest - zero), scale
 
     @torch.no_grad()
     def codes(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +122,7 @@ class FakeQuantize(nn.Module):
         grouped, scale, zero_point = self._aligned(x)
         if self.spec.bits == 1 and self.spec.symmetric:
             return (grouped / scale > 0).to(torch.uint8).reshape(x.shape)
-        zero = self._middle if zero_point is None else zero_point
+        zero = 1 << (self.spec.bits - 1) if zero_point is None else zero_point
         whole = (grouped / scale).round() + zero
         return whole.clamp(self.lowest, self.highest).to(torch.uint8).reshape(x.shape)
 
@@ -111,11 +130,6 @@ class FakeQuantize(nn.Module):
         """Width and grid, in `repr`."""
         grid = "symmetric" if self.spec.symmetric else "asymmetric"
         return f"{self.spec.bits} bits, {grid}, by {self.spec.strategy}"
-
-    @property
-    def _middle(self) -> torch.Tensor:
-        """The zero point of a symmetric grid."""
-        return torch.tensor(2.0 ** (self.spec.bits - 1))
 
     @property
     def _steps(self) -> int:
@@ -136,69 +150,3 @@ class FakeQuantize(nn.Module):
         rows, groups = scale.shape
         grouped = wide.reshape(rows, groups, prod(x.shape) // (rows * groups))
         return grouped, scale[..., None], None if zero_point is None else zero_point[..., None]
-
-
-def _sign(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Half a step with the sign of `x`."""
-    found: torch.Tensor = _Sign.apply(x, step)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Sign(torch.autograd.Function):
-    """Signs times half a step."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """Of zero the sign is negative, as everywhere."""
-        sign = torch.where(x / step > 0, 0.5, -0.5)
-        ctx.save_for_backward(sign, x.abs() <= step.abs())
-        ctx.shape = step.shape  # type: ignore[attr-defined]
-        return sign * step
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Straight through near zero."""
-        sign, near = ctx.saved_tensors  # type: ignore[attr-defined]
-        (gradient,) = gradients
-        return gradient * near, (gradient * sign).sum_to_size(ctx.shape)  # type: ignore[attr-defined]
-
-
-def _straight(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """`rounded`, with the gradient of `x`: exactly, for `x + (rounded - x)` may differ in its last bit."""
-    found: torch.Tensor = _Straight.apply(x, rounded)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Straight(torch.autograd.Function):
-    """The straight-through estimator."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        """The rounded values."""
-        return rounded.detach()
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
-        """As if nothing had been rounded."""
-        return gradients[0], None
-
-
-def _scaled_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """`x`, whose gradient is multiplied by a factor."""
-    found: torch.Tensor = _ScaledGradient.apply(x, factor)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """The gradient scale of LSQ."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, factor: float) -> torch.Tensor:
-        """The values."""
-        ctx.factor = factor  # type: ignore[attr-defined]
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Of the values, smaller."""
-        return gradients[0] * ctx.factor, None  # type: ignore[attr-defined]

@@ -11,7 +11,9 @@ from llmq.errors import UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["KINDS", "Layer", "check", "label", "layer_of", "padding"]
+    from llmq.integer.convolution import Geometry
+
+__all__ = ["KINDS", "Layer", "check", "geometry", "kind_of", "label", "layer_of"]
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
 
@@ -72,8 +74,19 @@ def check(name: str, module: Layer) -> None:
             )
 
 
-def padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    """Zeros put on each side along each axis, for a module that `check` has passed."""
+def kind_of(module: nn.Module) -> str:
+    """The name of the layer that a module is, or is in training; empty for others."""
+    return next((KINDS[base] for base in type(module).__mro__ if base in KINDS), "")
+
+
+def geometry(module: nn.Conv1d | nn.Conv2d) -> Geometry:
+    """Where the filters of a module meet their input, for one that `check` has passed."""
+    sizes: Geometry = {"stride": module.stride, "padding": _padding(module), "dilation": module.dilation}
+    return {**sizes, "groups": module.groups}
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Zeros put on each side along each axis."""
     if module.padding == "same":
         return tuple(_spread(module, axis) // 2 for axis in range(len(module.kernel_size)))
     if module.padding == "valid":

@@ -14,9 +14,12 @@ from llmq.torch.fold import fold_chains
 from llmq.torch.kinds import label
 from llmq.torch.modules import keep_to_modules, modules_by_name, to_numpy
 from llmq.torch.schemes import schemes_of
+from llmq.torch.together import Count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch.utils.hooks import RemovableHandle
 
     from llmq.observers import Observer
     from llmq.spec import QuantScheme, QuantSpec
@@ -48,17 +51,23 @@ class Calibration:
         self.scheme = scheme
         self.observer: Observer | None = None
         self.calls: Counter[str] = Counter()
+        self._hooks: list[RemovableHandle] = []
 
     def watch(self, modules: Mapping[str, nn.Module]) -> None:
         """Hook onto the modules of the chain."""
         layer, spec = modules[self.chain.layer], self.scheme.input
         if spec is not None and not spec.dynamic and not isinstance(layer, nn.Embedding):
             self.observer = observer_class(spec)(spec)
-        layer.register_forward_pre_hook(self._observe, with_kwargs=True)
-        for name in (self.chain.norm, self.chain.relu):
-            if name is not None:
-                modules[name].register_forward_pre_hook(_Count(self.calls, name))
+        self._hooks = [layer.register_forward_pre_hook(self._observe, with_kwargs=True)]
+        for name in self.chain.modules[1:]:
+            self._hooks.append(modules[name].register_forward_pre_hook(Count(self.calls, name)))
         layer.llmq_calibration = self  # type: ignore[assignment]  # modules keep any attribute
+
+    def leave(self, modules: Mapping[str, nn.Module]) -> None:
+        """Watch no more."""
+        for hook in self._hooks:
+            hook.remove()
+        del modules[self.chain.layer].llmq_calibration
 
     def _observe(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls[self.chain.layer] += 1
@@ -68,17 +77,6 @@ class Calibration:
                 self.observer.observe(to_numpy(x))
             except (TypeError, ValueError) as error:
                 raise InputError(str(error), tensor=label(self.chain.layer)) from error
-
-
-class _Count:
-    """A forward pre-hook that counts."""
-
-    def __init__(self, calls: Counter[str], name: str) -> None:
-        self._calls = calls
-        self._name = name
-
-    def __call__(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
-        self._calls[self._name] += 1
 
 
 def calibrations(prepared: nn.Module) -> dict[str, Calibration]:

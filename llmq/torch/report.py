@@ -11,9 +11,8 @@ from torch import nn
 
 from llmq.errors import UnsupportedError, UsageError
 from llmq.evaluate.sums import ErrorSums, decibels
-from llmq.observers.parameters import scale_and_zero_point
-from llmq.torch.convert import IntegerModule
-from llmq.torch.kinds import label
+from llmq.torch.integer_module import IntegerModule
+from llmq.torch.kinds import kind_of, label
 from llmq.torch.modules import call, keep_to_modules, modules_by_name, skeleton, to_numpy
 
 __all__ = ["LayerError", "Report", "report"]
@@ -92,7 +91,8 @@ def report(model: nn.Module, converted: nn.Module, inputs: Any) -> Report:
     Parameters
     ----------
     model : nn.Module
-        The float model that was given to `prepare`; it runs in eval mode and is not changed.
+        The float model that was given to `prepare` or `prepare_qat`, or the one that was trained, of which only the
+        rounding of sums is left to see; it runs in eval mode and is not changed.
     converted : nn.Module
     inputs : tensor, tuple, dict, or iterable of them
         Arguments of one call (a tensor alone, a tuple of arguments, a dict of keyword arguments), or of several.
@@ -112,7 +112,7 @@ def report(model: nn.Module, converted: nn.Module, inputs: Any) -> Report:
     floats, integers = modules_by_name(reference), modules_by_name(ours)
     watches = {}
     for name, layer in layers.items():
-        if name not in floats or type(floats[name]).__name__ != layer.kind or not layer.fits(floats[name]):
+        if name not in floats or kind_of(floats[name]) != layer.kind or not layer.fits(floats[name]):
             raise UsageError(
                 "is in the converted model only", tensor=label(name), hint="give the model that was prepared"
             )
@@ -132,13 +132,12 @@ def report(model: nn.Module, converted: nn.Module, inputs: Any) -> Report:
 
 def _clipped(layer: IntegerModule, x: torch.Tensor) -> int:
     """How many of its inputs a layer clips to the ends of their static range."""
-    spec = layer.scheme.input
-    if spec is None or layer.input_range is None:
+    grid = None if layer.kind == "Embedding" else layer.layer.grids.input
+    if grid is None or grid.scale is None or grid.zero_point is None:
         return 0
-    scale, zero_point = scale_and_zero_point(*layer.input_range, spec)
-    middle = 2 ** (spec.bits - 1) if zero_point is None else zero_point
-    codes = np.rint(to_numpy(x) / scale) + middle
-    return int(np.count_nonzero((codes < (spec.range == "narrow")) | (codes > 2**spec.bits - 1)))
+    half = 1 << (grid.spec.bits - 1)
+    codes = np.rint(to_numpy(x) / grid.scale) + grid.zero_point
+    return int(np.count_nonzero((codes < (grid.spec.range == "narrow") - half) | (codes > half - 1)))
 
 
 class _Watch:
