@@ -18,6 +18,7 @@ During training, where few bits cost too much otherwise: `prepare_qat`, train, `
 Needs torch (the `hf` extra); what computes are the integer layers of `llmq.integer`.
 """
 
+from llmq.torch.checkpoint import save_quantized
 from llmq.torch.convert import convert
 from llmq.torch.integer_module import IntegerModule
 from llmq.torch.prepare import prepare
@@ -35,5 +36,6 @@ __all__ = [
     "prepare_qat",
     "quantized_tensors",
     "report",
+    "save_quantized",
     "step_parameters",
 ]
