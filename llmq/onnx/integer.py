@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper, shape_inference
 
 import llmq
@@ -19,6 +18,7 @@ from llmq import integer
 from llmq.errors import UnsupportedError, UsageError
 from llmq.onnx.integer_activations import floats_of
 from llmq.onnx.integer_graph import Graph, Style, Value
+from llmq.onnx.integer_inputs import input_of
 from llmq.onnx.integer_layers import add_layer
 from llmq.system.files import atomic_write
 
@@ -50,21 +50,18 @@ def integer_model(
         raise UsageError("unknown style", expected=" or ".join(get_args(Style)), found=repr(style))
     if opset is not None and not _OPSETS[0] <= opset <= _OPSETS[1]:
         raise UsageError("opset out of range", expected=f"{_OPSETS[0]} to {_OPSETS[1]}", found=opset)
-    shape = _input_shape(network, input_shape)
-    looks_up = isinstance(_first(network), integer.Embedding)
-    _try(network, shape, np.dtype(np.int64 if looks_up else np.float32))
+    shape, dtype = input_of(network, input_shape)
     graph = Graph(style, signed=signed, opset=opset)
     found = add_layer(graph, network, Value("input", len(shape) + 1))
     result = floats_of(graph, found, "output")
     if result == "input":
         result = graph.node("Identity", [result], "output")
     _rename(graph, result, "output")
-    kind = TensorProto.INT64 if looks_up else TensorProto.FLOAT
     axes = ["batch", *(f"axis_{i}" if size is None else int(size) for i, size in enumerate(shape, 1))]
     proto = helper.make_graph(
         graph.nodes,
         "integer_network",
-        [helper.make_tensor_value_info("input", kind, axes)],
+        [helper.make_tensor_value_info("input", helper.np_dtype_to_tensor_dtype(dtype), axes)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)],
         graph.initializers,
     )
@@ -143,54 +140,6 @@ def export_saved(
     export_integer(network, output, input_shape=input_shape, style=style, signed=signed, opset=opset)
 
 
-def _first(layer: Any) -> Any:
-    """The first layer that tells what comes in: one with a weight, or one behind which shapes are others."""
-    if isinstance(layer, integer.Residual):
-        return _first(layer.body)
-    if isinstance(layer, integer.Sequential):
-        found = (first for inner in layer.layers if (first := _first(inner)) is not None)
-        return next(found, None)
-    passes = (integer.ReLU, integer.MaxPool2d, integer.AvgPool2d)
-    return None if isinstance(layer, passes) else layer
-
-
-def _input_shape(network: Layer, given: Sequence[int | None] | None) -> tuple[int | None, ...]:
-    """Shape of one item."""
-    if given is not None:
-        shape = tuple(given)
-        if any(size is not None and (isinstance(size, bool) or size != int(size) or size < 1) for size in shape):
-            raise UsageError("input_shape must be sizes of at least 1, or None", found=shape)
-        return shape
-    first = _first(network)
-    if isinstance(first, integer.Linear | integer.FloatLinear):
-        return (first.weight.shape[1],)
-    if isinstance(first, integer.Conv1d | integer.Conv2d):
-        images = first.images if isinstance(first, integer.Conv1d) else first
-        channels = images.weight.shape[1] * images.geometry.groups
-        return (channels, None) if isinstance(first, integer.Conv1d) else (channels, None, None)
-    if isinstance(first, integer.FloatConv1d | integer.FloatConv2d):
-        channels = first.weight.shape[1] * int(first.geometry.get("groups", 1))
-        return channels, *[None] * (first.weight.ndim - 2)
-    if isinstance(first, integer.Embedding):
-        return (None,)
-    raise UsageError(
-        "no layer tells the shape of the input",
-        found=None if first is None else type(first).__name__,
-        hint="input_shape=(3, 32, 32): the shape of one item, without the batch",
-    )
-
-
-def _try(network: Layer, shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> None:
-    """Run one item of zeros through the network, if its sizes are known; UsageError if it does not fit."""
-    if None in shape:
-        return
-    zeros = np.zeros((1, *(size or 0 for size in shape)), dtype)
-    try:
-        network(zeros)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the network does not take items of shape {shape}: {error}") from error
-
-
 def _rename(graph: Graph, name: str, new: str) -> None:
     """Give a tensor another name."""
     for node in graph.nodes:
@@ -224,4 +173,12 @@ def _checked(model: ModelProto) -> ModelProto:
         checker.check_model(inferred, full_check=True)
     except shape_inference.InferenceError as error:
         raise UsageError(f"input_shape does not fit the network: {error}") from error
+    for i, axis in enumerate(dims := inferred.graph.output[0].type.tensor_type.shape.dim):
+        # Sizes that no inference found get names of its own making.
+        if not axis.dim_value and axis.dim_param not in ("batch", *(a.dim_param for a in _axes(inferred))):
+            axis.dim_param = "batch" if i == 0 and len(dims) > 1 else f"output_{i}"
     return inferred
+
+
+def _axes(model: ModelProto) -> Any:
+    return model.graph.input[0].type.tensor_type.shape.dim

@@ -53,9 +53,7 @@ def add_layer(graph: Graph, layer: Any, x: Value, path: str = "") -> Value:
         return _residual(graph, layer, x, path)
     add = _KINDS.get(type(layer))
     if add is None:
-        raise UnsupportedError(
-            "layers of this kind have no ONNX form", tensor=scope, expected=_expected(), found=type(layer).__name__
-        )
+        raise UnsupportedError("a layer of this kind has no ONNX form", tensor=scope, expected=_expected())
     return add(graph, layer, x, scope)
 
 
@@ -74,8 +72,8 @@ def _residual(graph: Graph, layer: integer.Residual, x: Value, path: str) -> Val
 
 def _product(graph: Graph, layer: Any, x: Value, scope: str) -> Value:
     product = Product.of(graph, layer, scope)
-    if product.grids.input is None and x.grid is not None:
-        raise UnsupportedError("integers come in, but the layer multiplies floats", tensor=scope)
+    if product.grids.input is None:
+        _expect_floats(x, scope)
     add = between_floats if graph.style == "qdq" else on_integers
     if product.attributes is not None or x.rank == 2:
         return add(product, x)
@@ -87,6 +85,11 @@ def _product(graph: Graph, layer: Any, x: Value, scope: str) -> Value:
     shape = graph.node("Concat", [before, features], scope, axis=0)
     y = add(product, flat)
     return _moved(graph, y, scope, lambda name: graph.node("Reshape", [name, shape], scope), x.rank)
+
+
+def _expect_floats(x: Value, scope: str) -> None:
+    if x.grid is not None:
+        raise UnsupportedError("integers come in, but the layer multiplies floats", tensor=scope)
 
 
 def _embedding(graph: Graph, layer: integer.Embedding, x: Value, scope: str) -> Value:
@@ -105,19 +108,21 @@ def _embedding(graph: Graph, layer: integer.Embedding, x: Value, scope: str) -> 
 
 
 def _float_linear(graph: Graph, layer: integer.FloatLinear, x: Value, scope: str) -> Value:
+    _expect_floats(x, scope)
     weight = graph.constant(f"{scope}/weight", np.asarray(layer.weight.T, np.float32))
-    y = graph.node("MatMul", [floats_of(graph, x, scope), weight], scope)
+    y = graph.node("MatMul", [x.name, weight], scope)
     if layer.bias is not None:
         y = graph.node("Add", [y, graph.constant(f"{scope}/bias", np.asarray(layer.bias, np.float32))], scope)
     return Value(y, x.rank)
 
 
 def _float_conv(graph: Graph, layer: Any, x: Value, scope: str) -> Value:
+    _expect_floats(x, scope)
     one = isinstance(layer, integer.FloatConv1d)
     weight = layer.weight[:, :, None] if one else layer.weight
     place = convolution_of(weight.shape, flat_geometry(layer.geometry) if one else layer.geometry)
     sizes = {name: getattr(place, name)[int(one) :] for name in ("kernel", "stride", "padding", "dilation")}
-    inputs = [floats_of(graph, x, scope), graph.constant(f"{scope}/weight", np.asarray(layer.weight, np.float32))]
+    inputs = [x.name, graph.constant(f"{scope}/weight", np.asarray(layer.weight, np.float32))]
     if layer.bias is not None:
         inputs.append(graph.constant(f"{scope}/bias", np.asarray(layer.bias, np.float32)))
     return Value(graph.node("Conv", inputs, scope, **conv_attributes(place.groups, **sizes)), x.rank)
