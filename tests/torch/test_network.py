@@ -107,6 +107,11 @@ def test_modules_become_layers(model: nn.Module, shape: tuple[int, ...]) -> None
     _agrees(_converted(model, torch.randn(shape)), torch.randn(shape))
 
 
+def test_a_layer_that_stands_in_two_places_is_read_in_both() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    assert len(_agrees(_converted(nn.Sequential(layer, nn.ReLU(), layer), x), x).layers) == 3
+
+
 def test_embeddings() -> None:
     model, ids = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 3)), torch.tensor([[0, 6, 2]])
     _agrees(_converted(model, ids), ids)
@@ -195,5 +200,5 @@ def test_several_inputs_and_training_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="one tensor in"):
         to_integer(convert(prepared))
     converted = _converted(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), torch.randn(2, 4))
-    with pytest.raises(UnsupportedError, match="1: dropout .*eval"):
+    with pytest.raises(UnsupportedError, match=r"1: dropout .*eval"):
         to_integer(converted.train())
