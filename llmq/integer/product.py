@@ -157,7 +157,7 @@ class ProductLayer(ABC):
         sums = self._sums(x, 0, reference=reference)
         if self.bias is None:
             return self._finished(sums, x.scale, None, reference=reference)
-        codes, rest = self._bias_codes(x.scale) if grid.scale is None else self._static_bias
+        codes, rest = self._bias_codes(x.scale) if grid.scale is None else self.static_bias
         own = codes[0] if len(codes) == 1 else None
         if own is None:
             # Every token has a scale of its own, and so codes of the bias.
@@ -179,7 +179,7 @@ class ProductLayer(ABC):
         inputs, row_scale = InputGrid(scale, zero_point, grid.spec.bits), self.weight.scale[:, 0]
         if self.bias is None:
             return self._layer(x, inputs, RowScales(row_scale))
-        codes, rest = self._bias_codes(scale) if grid.scale is None else self._static_bias
+        codes, rest = self._bias_codes(scale) if grid.scale is None else self.static_bias
         result = self._layer(x, inputs, RowScales(row_scale, codes[0]))
         return result + _along(rest[0], result.ndim) if rest.any() else result
 
@@ -225,8 +225,8 @@ class ProductLayer(ABC):
         return np.asarray(total if self.bias is None else total + _along(self.bias, total.ndim))
 
     @cached_property
-    def _static_bias(self) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of the bias where the scale of inputs is known beforehand."""
+    def static_bias(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bias of static inputs as int32, and what does not hold in its bits as float32: (1, rows)."""
         assert self.grids.input is not None
         assert self.grids.input.scale is not None
         return self._bias_codes(self.grids.input.scale)

@@ -65,21 +65,21 @@ class _Pool2d:
     padding: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        kernel, stride, padding = self._sizes
+        kernel, stride, padding = self.sizes
         if min(kernel) < 1 or min(stride) < 1:
             raise ValueError(f"kernel_size and stride must be at least 1, not {kernel} and {stride}")
         if any(not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)):
             raise ValueError(f"padding must be 0 up to half of the kernel {kernel}, not {padding}")
 
     @property
-    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Kernel, stride and padding as pairs."""
         kernel = _pair(self.kernel_size)
         return kernel, kernel if self.stride is None else _pair(self.stride), _pair(self.padding)
 
     def _reduced(self, x: np.ndarray, fill: float, combine: np.ufunc) -> np.ndarray:
         """Combine the elements of each window of images, one place of the windows at a time."""
-        (kh, kw), (sh, sw), (ph, pw) = self._sizes
+        (kh, kw), (sh, sw), (ph, pw) = self.sizes
         if x.ndim != 4 or x.shape[2] + 2 * ph < kh or x.shape[3] + 2 * pw < kw:
             raise ValueError(
                 f"x must have shape (n, channels, height, width) and hold windows of {kh, kw}, not {x.shape}"
@@ -125,7 +125,7 @@ class AvgPool2d(_Pool2d):
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
         """Run the layer, (n, channels, height, width)."""
-        area = prod(self._sizes[0])
+        area = prod(self.sizes[0])
         if isinstance(x, Quantized):
             return _average(x, self._reduced(x.centred(), 0, np.add), area)
         return np.asarray(self._reduced(np.asarray(x, np.float32), 0.0, np.add) / np.float32(area))

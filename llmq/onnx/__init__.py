@@ -1,4 +1,45 @@
 """ONNX out and in: packed decoders and integer layers as graphs, and float graphs with quantized weights.
 
-Needs the packages of the `onnx` extra; onnxruntime is what runs the result, and is not needed to write it.
+    export_decoder("out", "onnx/model.onnx")      # a packed checkpoint as a graph over the bytes of its own files
+    export_integer(network, "network.onnx")       # a network of llmq.integer, as QDQ or operators on integers
+    quantize_model("float.onnx", "small.onnx")    # a float model from anywhere, with packed weights
+
+Needs the packages of the `onnx` extra; onnxruntime is what runs the result, and is not needed to write it. Everything
+is imported on first use.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llmq.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmq.onnx.integer import export_integer, export_saved, integer_model
+
+__all__ = ["export_integer", "export_saved", "integer_model"]
+
+_HOMES = {
+    "export_integer": "llmq.onnx.integer",
+    "export_saved": "llmq.onnx.integer",
+    "integer_model": "llmq.onnx.integer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmq.onnx' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package != "onnx":
+            raise
+        raise UsageError(f"needs the package {package}", hint='pip install "numba-llmq[onnx]"') from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

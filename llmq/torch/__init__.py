@@ -7,6 +7,7 @@ After training: `prepare`, run calibration data, `convert`, `report`.
         prepared(x)
     converted = convert(prepared)                 # the same signature, integer layers within
     print(report(model, converted, x))            # the error of each layer
+    network = to_integer(converted)               # without torch: to save, or for llmq.onnx.export_integer
 
 During training, where few bits cost too much otherwise: `prepare_qat`, train, `convert`.
 
@@ -21,6 +22,7 @@ Needs torch (the `hf` extra); what computes are the integer layers of `llmq.inte
 from llmq.torch.checkpoint import save_quantized
 from llmq.torch.convert import convert
 from llmq.torch.integer_module import IntegerModule
+from llmq.torch.network import to_integer
 from llmq.torch.prepare import prepare
 from llmq.torch.qat import parameter_groups, prepare_qat, step_parameters
 from llmq.torch.quantized import quantized_tensors
@@ -38,4 +40,5 @@ __all__ = [
     "report",
     "save_quantized",
     "step_parameters",
+    "to_integer",
 ]
