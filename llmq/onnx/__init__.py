@@ -1,4 +1,45 @@
 """ONNX out and in: packed decoders and integer layers as graphs, and float graphs with quantized weights.
 
-Needs the packages of the `onnx` extra; onnxruntime is what runs the result, and is not needed to write it.
+    export_decoder("out", "onnx/model.onnx")      # a packed checkpoint as a graph over the bytes of its own files
+
+Needs the packages of the `onnx` extra; onnxruntime is what runs the result, and is not needed to write it. Everything
+is imported on first use.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llmq.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmq.onnx.checks import Agreement, agreement
+    from llmq.onnx.export import Exported, export_decoder
+
+__all__ = ["Agreement", "Exported", "agreement", "export_decoder"]
+
+_HOMES = {
+    "Agreement": "llmq.onnx.checks",
+    "Exported": "llmq.onnx.export",
+    "agreement": "llmq.onnx.checks",
+    "export_decoder": "llmq.onnx.export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmq.onnx' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package != "onnx":
+            raise
+        raise UsageError(f"needs the package {package}", hint='pip install "numba-llmq[onnx]"') from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
