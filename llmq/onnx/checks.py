@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
     from llmq.runtime.model import Model
 
-__all__ = ["LIMITS", "Agreement", "agreement", "check_graph", "has_onnxruntime"]
+__all__ = ["CHECKED_TOKENS", "LIMITS", "Agreement", "agreement", "check_graph", "has_onnxruntime"]
 
 LIMITS: Final = {"float32": 1e-3, "int8": 0.1}
 """Largest difference of logits, over their range, by the `compute` of the graph: above it something is wrong."""
@@ -25,6 +25,9 @@ LIMITS: Final = {"float32": 1e-3, "int8": 0.1}
 _PROMPT: Final = 12
 _LATER: Final = 4
 _PADDED: Final = 5
+
+CHECKED_TOKENS: Final = 2 * (_PROMPT + _LATER) - _PADDED
+"""That `agreement` runs, without padding."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Modules"]
 
+_BYTE: Final = 8
 _ACCURACY_LEVELS: Final[dict[Compute, int]] = {"float32": 1, "int8": 4}
 
 
@@ -50,6 +51,11 @@ class Modules:
     own: OwnData
     compute: Compute
     _known: dict[str, tuple[PackedParts, Blocks]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def blocks(self) -> dict[str, Blocks]:
+        """How the packed weights added so far are cut, by module."""
+        return {module: blocks for module, (_, blocks) in self._known.items()}
 
     def vector(self, values: np.ndarray, name: str) -> str:
         """Add a norm's weight or a bias, float32 (size,), under the name of its tensor."""
@@ -98,19 +104,39 @@ class Modules:
             return
 
         def nodes(inner: Sequence[str], result: str, count: int) -> list[NodeProto]:
+            if blocks.bits == _BYTE:
+                return self._multiply_bytes(x, inner, result)
             attributes: dict[str, Any] = fixed | {"N": count}
             return [helper.make_node("MatMulNBits", [x, *inner], [result], domain=MICROSOFT, **attributes)]
 
         multiply_in_blocks(self.graph, RowProduct(name, linear.shape, tensors, nodes))
 
+    def _multiply_bytes(self, x: str, inner: Sequence[str], result: str) -> list[NodeProto]:
+        """Widen codes of 8 bits in plain operators, several times quicker than `MatMulNBits` without a kernel does."""
+        codes, scales, *zero_points = inner
+        graph, nodes, names = self.graph, [], [f"{result}.{i}" for i in range(8)]
+
+        def node(operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+            nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+            return name
+
+        last = graph.constant([2])
+        middle = graph.constant(float(1 << _BYTE >> 1), np.float32)
+        if zero_points:
+            wide = node("Cast", zero_points, names[0], to=TensorProto.FLOAT)
+            middle = node("Unsqueeze", [wide, last], names[1])
+        wide = node("Cast", [codes], names[2], to=TensorProto.FLOAT)  # (rows, n_blocks, block_size)
+        centred = node("Sub", [wide, middle], names[3])
+        scaled = node("Mul", [centred, node("Unsqueeze", [scales, last], names[4])], names[5])
+        flat = node("Reshape", [scaled, graph.constant([0, -1])], names[6])  # (rows, in_features)
+        nodes += _multiply_floats(x, flat, result)
+        return nodes
+
     def _multiply_dense(self, shape: tuple[int, int], module: str, x: str, name: str) -> None:
         def nodes(inner: Sequence[str], result: str, _rows: int) -> list[NodeProto]:
-            wide, turned = f"{result}.wide", f"{result}.turned"
-            return [
-                helper.make_node("Cast", list(inner), [wide], to=TensorProto.FLOAT),
-                helper.make_node("Transpose", [wide], [turned], perm=[1, 0]),
-                helper.make_node("MatMul", [x, turned], [result]),
-            ]
+            wide = f"{result}.wide"
+            cast = helper.make_node("Cast", list(inner), [wide], to=TensorProto.FLOAT)
+            return [cast, *_multiply_floats(x, wide, result)]
 
         multiply_in_blocks(self.graph, RowProduct(name, shape, (self._dense(module),), nodes))
 
@@ -123,3 +149,11 @@ class Modules:
             blocks = blocks_of(linear.weight.spec, module)
             self._known[module] = store_parts(linear.weight, module, blocks, self.infos, self.own), blocks
         return self._known[module]
+
+
+def _multiply_floats(x: str, weight: str, result: str) -> list[NodeProto]:
+    turned = f"{result}.turned"
+    return [
+        helper.make_node("Transpose", [weight], [turned], perm=[1, 0]),
+        helper.make_node("MatMul", [x, turned], [result]),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -13,7 +14,7 @@ import llmq
 from llmq.architectures import decoder_config
 from llmq.checkpoint.source import open_local
 from llmq.errors import UnsupportedError, UsageError, VerificationError
-from llmq.onnx.checks import LIMITS, Agreement, agreement, check_graph, has_onnxruntime
+from llmq.onnx.checks import CHECKED_TOKENS, LIMITS, Agreement, agreement, check_graph, has_onnxruntime
 from llmq.onnx.decoder import OPSET, Logits, decoder_model
 from llmq.onnx.decoder_graph import Graph
 from llmq.onnx.decoder_linear import Modules
@@ -28,7 +29,7 @@ from llmq.onnx.export_files import (
     same_content,
 )
 from llmq.onnx.external import OwnData
-from llmq.onnx.matmul_nbits import Compute
+from llmq.onnx.matmul_nbits import Compute, has_fast_kernel
 from llmq.runtime.load import load_mapped
 from llmq.system.files import sync_file
 from llmq.system.progress import NullProgress
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from llmq.system.progress import Progress
 
 __all__ = ["Exported", "export_decoder"]
+
+_log = logging.getLogger("llmq")
 
 _CHECKED: Final = 1 << 30
 """Bytes of weights up to which a graph is run once without being asked for."""
@@ -183,7 +186,7 @@ def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progres
         now = staged.path(path.name)
         _write(graph, now, staged.names())
         check_graph(now)
-        found = _agreement(now, loaded, wishes.compute) if _is_checked(source, wishes) else None
+        found = _agreement(now, loaded, wishes.compute, progress) if _is_checked(source, wishes) else None
         _write(graph, now, {present: later for later, present in staged.names().items()})
         staged.publish(path.name)
     finally:
@@ -240,7 +243,30 @@ def _graph(source: FolderSource, loaded: Model, own: OwnData, wishes: _Wishes) -
         "llmq.compute": wishes.compute,
         "llmq.weights": json.dumps(files),
     }
-    return decoder_model(loaded.decoder, modules, table, logits=wishes.logits, about=about)
+    model = decoder_model(loaded.decoder, modules, table, logits=wishes.logits, about=about)
+    _warn(modules)
+    return model
+
+
+def _warn(modules: Modules) -> None:
+    """Tell of what takes more room or time than one would think."""
+    widened = [blocks for blocks in modules.blocks.values() if blocks.widened is not None]
+    slow = [
+        blocks
+        for blocks in modules.blocks.values()
+        if blocks.bits == 2 and not has_fast_kernel(blocks, modules.compute)
+    ]
+    if widened:
+        _log.warning(
+            "%d weights are written anew with 2, 4 or 8 bits, without loss: ONNX Runtime knows no other widths; "
+            "`llmq quantize --for onnx` avoids the copy",
+            len(widened),
+        )
+    if slow:
+        _log.warning(
+            "%d weights of 2 bits are slow: ONNX Runtime is quick with --compute int8 and groups from 32 on only",
+            len(slow),
+        )
 
 
 def _is_checked(source: FolderSource, wishes: _Wishes) -> bool:
@@ -249,8 +275,11 @@ def _is_checked(source: FolderSource, wishes: _Wishes) -> bool:
     return has_onnxruntime() and sum(info.nbytes for info in source.tensors.values()) <= _CHECKED
 
 
-def _agreement(path: Path, loaded: Model, compute: Compute) -> Agreement:
+def _agreement(path: Path, loaded: Model, compute: Compute, progress: Progress) -> Agreement:
+    progress.start("running it beside llmq", CHECKED_TOKENS, "tokens")
     found = agreement(path, loaded)
+    progress.advance(CHECKED_TOKENS)
+    progress.finish()
     if not found.relative <= LIMITS[compute]:
         raise VerificationError(
             "the graph does not compute what llmq computes",

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tokenizers import Tokenizer
 
 import llmq
 from llmq.errors import UnsupportedError
@@ -211,7 +212,7 @@ def test_shards(write_pico, tmp_path):
 def test_the_sample(bits, sample_model, tmp_path):
     model = quantize(sample_model, tmp_path / "packed", bits=bits, group_size=64)
     ours = llmq.load(model, compute="float32")
-    tokens = np.asarray(ours.tokenizer.encode("It was a dark night, and the old man"))
+    tokens = np.asarray(Tokenizer.from_file(str(model / "tokenizer.json")).encode("It was a dark night, and he").ids)
     expected = ours(tokens)
     graph = Graph(export(model, model))
     assert apart(graph(tokens)[0], expected) < EXACT
@@ -271,3 +272,16 @@ def test_what_has_no_such_graph(write_pico, tmp_path):
         export(model, tmp_path / "out")
     assert "--for onnx" in caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_what_takes_more_than_one_would_think_is_told(write_pico, caplog, tmp_path):
+    model = write_pico(tmp_path / "model")
+    export(quantize(model, tmp_path / "three", bits=3), tmp_path / "one")
+    assert "weights are written anew with 2, 4 or 8 bits" in caplog.text
+    caplog.clear()
+    two = quantize(model, tmp_path / "two", bits=2)
+    caplog.clear()
+    export(two, tmp_path / "other", compute="int8")
+    assert not caplog.records
+    export(two, tmp_path / "third")
+    assert "weights of 2 bits are slow" in caplog.text
