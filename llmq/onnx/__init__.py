@@ -16,11 +16,25 @@ from typing import TYPE_CHECKING, Any
 from llmq.errors import UsageError
 
 if TYPE_CHECKING:
+    from llmq.onnx.checks import Agreement, agreement
+    from llmq.onnx.export import Exported, export_decoder
     from llmq.onnx.integer import export_integer, export_saved, integer_model
 
-__all__ = ["export_integer", "export_saved", "integer_model"]
+__all__ = [
+    "Agreement",
+    "Exported",
+    "agreement",
+    "export_decoder",
+    "export_integer",
+    "export_saved",
+    "integer_model",
+]
 
 _HOMES = {
+    "Agreement": "llmq.onnx.checks",
+    "Exported": "llmq.onnx.export",
+    "agreement": "llmq.onnx.checks",
+    "export_decoder": "llmq.onnx.export",
     "export_integer": "llmq.onnx.integer",
     "export_saved": "llmq.onnx.integer",
     "integer_model": "llmq.onnx.integer",

@@ -1,0 +1,58 @@
+"""A graph under construction: nodes in the order in which they run, and their constants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmq.onnx.external import Stored
+
+__all__ = ["MICROSOFT", "Graph"]
+
+MICROSOFT: Final = "com.microsoft"
+"""Domain of the operators that ONNX Runtime adds."""
+
+
+class Graph:
+    """Nodes and initializers; every value is named after the node that makes it."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+
+    @property
+    def initializers(self) -> tuple[TensorProto, ...]:
+        """Constants, in the order in which they were first used."""
+        return tuple(self._initializers.values())
+
+    def node(self, operator: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output, and return that output's name, which is the node's."""
+        self.several(operator, inputs, (name,), domain=domain, **attributes)
+        return name
+
+    def several(
+        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
+    ) -> None:
+        """Add a node named as its first output."""
+        self.nodes.append(
+            helper.make_node(operator, list(inputs), list(outputs), outputs[0], domain=domain, **attributes)
+        )
+
+    def stored(self, tensor: Stored) -> str:
+        """Return the name of an initializer outside the graph; the same tensor may be asked for again."""
+        self._initializers.setdefault(tensor.name, tensor.proto())
+        return tensor.name
+
+    def constant(self, values: Any, dtype: type[np.generic] = np.int64) -> str:
+        """Return the name of a small constant within the graph; equal ones are one."""
+        array = np.asarray(values, dtype)
+        text = "x".join(map(str, array.ravel().tolist())) if array.size <= 8 else str(len(self._initializers))
+        name = f"constant.{array.dtype}.{array.ndim}.{text}"
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(array, name)
+        return name

@@ -1,0 +1,165 @@
+"""Tensors outside the graph: in the checkpoint's own safetensors files, and in one file beside the graph.
+
+A graph's initializer may be a stretch of bytes of any file in the graph's folder. Packed codes and dense weights are
+used where they stand; what the checkpoint does not hold as runtimes want it goes into a file of ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from onnx import TensorProto
+
+from llmq.errors import UnsupportedError
+from llmq.system.files import preallocate, pwrite, sync_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmq.checkpoint.header import TensorInfo
+    from llmq.system.progress import Progress
+
+__all__ = ["ONNX_FLOATS", "OwnData", "Stored", "stored_tensor"]
+
+ONNX_FLOATS: Final[dict[str, int]] = {
+    "BF16": TensorProto.BFLOAT16,
+    "F16": TensorProto.FLOAT16,
+    "F32": TensorProto.FLOAT,
+    "F64": TensorProto.DOUBLE,
+}
+"""Element types of ONNX by the float codes of safetensors."""
+
+_ALIGNMENT: Final = 64
+
+Make = Callable[[], Iterable[np.ndarray]]
+"""Makes the values of a tensor, in parts that follow each other."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the bytes of a tensor stand.
+
+    Parameters
+    ----------
+    name : str
+        Of the initializer.
+    dtype : int
+        Element type of ONNX.
+    shape : tuple of int
+    file : str
+        In the graph's folder.
+    offset, nbytes : int
+    """
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+    def part(self, start: int, stop: int, rows: int) -> Stored:
+        """Take rows `start` to `stop`, `rows` at a time: of shape `(blocks, rows, ...)`."""
+        step = self.nbytes // self.shape[0]
+        return replace(
+            self,
+            name=f"{self.name}.{start}",
+            shape=((stop - start) // rows, rows, *self.shape[1:]),
+            offset=self.offset + start * step,
+            nbytes=(stop - start) * step,
+        )
+
+    def proto(self) -> TensorProto:
+        """Return the initializer."""
+        tensor = TensorProto(name=self.name, data_type=self.dtype, dims=self.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self.file), ("offset", self.offset), ("length", self.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+def stored_tensor(info: TensorInfo, *, dtype: int | None = None, shape: tuple[int, ...] | None = None) -> Stored:
+    """Use a tensor of the checkpoint where it stands.
+
+    Parameters
+    ----------
+    info : TensorInfo
+    dtype : int, optional
+        Element type of ONNX that its bytes are declared as; by default its own, which must be a float.
+    shape : tuple of int, optional
+        Of as many bytes.
+
+    Raises
+    ------
+    UnsupportedError
+        A dtype that graphs cannot have.
+    """
+    if dtype is None and info.dtype not in ONNX_FLOATS:
+        raise UnsupportedError(f"dtype {info.dtype} cannot be exported", file=info.file, tensor=info.name)
+    chosen = ONNX_FLOATS[info.dtype] if dtype is None else dtype
+    return Stored(info.name, chosen, info.shape if shape is None else shape, info.file, info.offset, info.nbytes)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    stored: Stored
+    make: Make
+
+
+class OwnData:
+    """What the checkpoint does not hold: planned first, so that its size is known, then written in one go.
+
+    Parameters
+    ----------
+    file : str
+        Its name in the graph's folder.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.nbytes = 0
+        """Of everything planned so far."""
+        self._entries: list[_Entry] = []
+
+    def add(self, name: str, dtype: type[np.float32 | np.uint8], shape: tuple[int, ...], make: Make) -> Stored:
+        """Plan a tensor whose values `make` gives when it is written.
+
+        Parameters
+        ----------
+        name : str
+            Of the initializer.
+        dtype : numpy.float32 or numpy.uint8
+        shape : tuple of int
+        make : callable
+            Returns arrays of that dtype, which together fill the shape.
+        """
+        kind = TensorProto.FLOAT if dtype is np.float32 else TensorProto.UINT8
+        offset = -(-self.nbytes // _ALIGNMENT) * _ALIGNMENT
+        stored = Stored(name, kind, shape, self.file, offset, prod(shape) * np.dtype(dtype).itemsize)
+        self._entries.append(_Entry(stored, make))
+        self.nbytes = offset + stored.nbytes
+        return stored
+
+    def write(self, path: Path, progress: Progress) -> None:
+        """Write all tensors to a new file and return once it is on the disk. Raises OSError."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            preallocate(fd, self.nbytes)
+            progress.start(f"writing {self.file}", self.nbytes)
+            for entry in self._entries:
+                at = entry.stored.offset
+                for part in entry.make():
+                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+                    pwrite(fd, data, at)
+                    at += len(data)
+                    progress.advance(len(data))
+                assert at == entry.stored.offset + entry.stored.nbytes, entry.stored.name
+            sync_file(fd)
+            progress.finish()
+        finally:
+            os.close(fd)
