@@ -18,11 +18,12 @@ from llmq.errors import UsageError
 if TYPE_CHECKING:
     from llmq.onnx.checks import Agreement, agreement
     from llmq.onnx.export import Exported, export_decoder
-    from llmq.onnx.integer import export_integer, export_saved, integer_model
+    from llmq.onnx.integer import ExportedNetwork, export_integer, export_saved, integer_model
 
 __all__ = [
     "Agreement",
     "Exported",
+    "ExportedNetwork",
     "agreement",
     "export_decoder",
     "export_integer",
@@ -33,6 +34,7 @@ __all__ = [
 _HOMES = {
     "Agreement": "llmq.onnx.checks",
     "Exported": "llmq.onnx.export",
+    "ExportedNetwork": "llmq.onnx.integer",
     "agreement": "llmq.onnx.checks",
     "export_decoder": "llmq.onnx.export",
     "export_integer": "llmq.onnx.integer",

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from onnx import helper
-
 import llmq
 from llmq.architectures import decoder_config
 from llmq.checkpoint.source import open_local
@@ -30,12 +28,13 @@ from llmq.onnx.export_files import (
 )
 from llmq.onnx.external import OwnData
 from llmq.onnx.matmul_nbits import Compute, has_fast_kernel
+from llmq.onnx.values import described
 from llmq.runtime.load import load_mapped
 from llmq.system.files import sync_file
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto
 
     from llmq.checkpoint.source import FolderSource
     from llmq.runtime.model import Model
@@ -197,8 +196,8 @@ def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progres
         {name: (path.parent / name).stat().st_size for name in names},
         copied,
         wishes.compute,
-        tuple(_described(value) for value in graph.graph.input),
-        tuple(_described(value) for value in graph.graph.output),
+        tuple(described(value) for value in graph.graph.input),
+        tuple(described(value) for value in graph.graph.output),
         found,
     )
 
@@ -300,9 +299,3 @@ def _write(graph: ModelProto, path: Path, names: dict[str, str]) -> None:
         file.write(graph.SerializeToString())
         file.flush()
         sync_file(file.fileno())
-
-
-def _described(value: ValueInfoProto) -> dict[str, Any]:
-    kind = value.type.tensor_type
-    shape = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
-    return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(kind.elem_type).name, "shape": shape}

@@ -8,6 +8,7 @@ What comes out agrees with the network: docs/onnx.md says to which digit.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -20,6 +21,7 @@ from llmq.onnx.integer_activations import floats_of
 from llmq.onnx.integer_graph import Graph, Style, Value
 from llmq.onnx.integer_inputs import input_of
 from llmq.onnx.integer_layers import add_layer
+from llmq.onnx.values import described
 from llmq.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -28,13 +30,48 @@ if TYPE_CHECKING:
 
     from llmq.integer import Layer
 
-__all__ = ["export_integer", "export_saved", "integer_model"]
+__all__ = ["ExportedNetwork", "export_integer", "export_saved", "integer_model"]
 
 _OPSETS: Final = (21, 25)
 """Versions of the operators that hold what is needed, and that onnxruntime runs."""
 
 _LARGEST: Final = (1 << 31) - (1 << 20)
 """Bytes of tensors that a protobuf message takes, less some for the nodes."""
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """What was written.
+
+    Parameters
+    ----------
+    output : Path
+    nbytes : int
+        Of the file.
+    style : {"qdq", "qoperator"}
+    opset : int
+        Version of the operators.
+    inputs, outputs : tuple of dict
+        `name`, `dtype` and `shape` of each; a length that varies is a word.
+    """
+
+    output: Path
+    nbytes: int
+    style: Style
+    opset: int
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` shows."""
+        return {
+            "output": str(self.output),
+            "files": [{"name": self.output.name, "bytes": self.nbytes}],
+            "style": self.style,
+            "opset": self.opset,
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+        }
 
 
 def integer_model(
@@ -76,7 +113,7 @@ def export_integer(
     style: Style = "qdq",
     signed: bool = False,
     opset: int | None = None,
-) -> None:
+) -> ExportedNetwork:
     """Write an integer network to an ONNX file, at once or not at all.
 
     The model takes `input`, float32 (batch, ...) or int64 indices (batch, ...) of an embedding, and gives `output`,
@@ -100,6 +137,10 @@ def export_integer(
     opset : int, optional
         21 to 25. By default 21, or 25 if there are weights of at most 2 bits; below 25 these are stored in 4.
 
+    Returns
+    -------
+    ExportedNetwork
+
     Raises
     ------
     UsageError
@@ -108,7 +149,10 @@ def export_integer(
         A layer that has no ONNX form, or more than 2 GiB of weights.
     """
     model = integer_model(network, input_shape=input_shape, style=style, signed=signed, opset=opset)
-    atomic_write(Path(output), model.SerializeToString(deterministic=True))
+    path, data = Path(output), model.SerializeToString(deterministic=True)
+    atomic_write(path, data)
+    values = (tuple(described(value) for value in values) for values in (model.graph.input, model.graph.output))
+    return ExportedNetwork(path, len(data), style, model.opset_import[0].version, *values)
 
 
 def export_saved(
@@ -119,7 +163,7 @@ def export_saved(
     style: Style = "qdq",
     signed: bool = False,
     opset: int | None = None,
-) -> None:
+) -> ExportedNetwork:
     """Write what `llmq.integer.save` wrote to an ONNX file.
 
     Parameters
@@ -137,7 +181,7 @@ def export_saved(
         As for `export_integer`.
     """
     network = integer.load(path)
-    export_integer(network, output, input_shape=input_shape, style=style, signed=signed, opset=opset)
+    return export_integer(network, output, input_shape=input_shape, style=style, signed=signed, opset=opset)
 
 
 def _rename(graph: Graph, name: str, new: str) -> None:

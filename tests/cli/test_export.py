@@ -5,7 +5,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import onnxruntime
 import pytest
+
+from llmq import integer
 
 
 @pytest.fixture
@@ -71,3 +75,55 @@ def test_without_the_package(environment, model):
         "error: needs the package onnx",
         'hint: pip install "numba-llmq[onnx]"',
     ]
+
+
+@pytest.fixture
+def network(tmp_path):
+    layers = [integer.FloatConv2d(np.ones((2, 1, 3, 3), np.float32)), integer.ReLU(), integer.Flatten()]
+    made = integer.calibrate(layers, [np.ones((4, 1, 5, 5), np.float32)])
+    integer.save(made, tmp_path / "network.safetensors")
+    return tmp_path / "network.safetensors"
+
+
+@pytest.mark.parametrize("style", ["qdq", "qoperator"])
+def test_a_saved_network(call, network, tmp_path, style):
+    output = tmp_path / "network.onnx"
+    code, out, _ = call("export", network, "-o", output, "--style", style, "--input-shape", "1,?,?", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["style"] == style
+    assert found["inputs"][0]["shape"] == ["batch", 1, "axis_2", "axis_3"]
+    x = np.random.default_rng(0).random((2, 1, 5, 5), np.float32)
+    (y,) = onnxruntime.InferenceSession(output).run(None, {"input": x})
+    np.testing.assert_allclose(y, integer.load(network)(x), atol=1e-5)
+    code, _, err = call("export", network, "-o", output)
+    assert (code, err.splitlines()[-1]) == (2, "hint: replace it with --overwrite")
+    assert call("export", network, "-o", output, "--overwrite")[1].startswith(f"wrote {output} (")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--compute", "int8"), "--compute is for a language model in a folder only"),
+        (("--no-check",), "--check is for a language model in a folder only"),
+        (("--input-shape", "1,x"), "is no list of sizes"),
+        (("--input-shape", "0,3,3"), "has a size below 1"),
+        (("--input-shape", "7,5,5"), "does not fit"),
+    ],
+)
+def test_flags_that_do_not_fit_a_network(call, network, tmp_path, flags, message):
+    code, _, err = call("export", network, "-o", tmp_path / "network.onnx", *flags)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "network.onnx").exists()
+
+
+def test_flags_of_networks_do_not_fit_a_language_model(call, model):
+    code, _, err = call("export", model, "-o", model / "model.onnx", "--style", "qdq")
+    assert (code, err.splitlines()[0]) == (2, "error: --style is for a file of llmq.integer.save (.safetensors) only")
+
+
+def test_weights_that_are_no_network(call, model, tmp_path):
+    code, _, err = call("export", model / "model.safetensors", "-o", tmp_path / "network.onnx")
+    assert code == 3
+    assert "no network of integer layers" in err
