@@ -1,0 +1,307 @@
+"""Which weights of a graph are quantized, to what, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import onnx
+
+from llmq.architectures.roles import MIN_ELEMENTS
+from llmq.errors import UnsupportedError, UsageError
+from llmq.onnx.graph_scopes import readers
+from llmq.onnx.initializers import FLOATS, element_bits, type_name
+from llmq.onnx.quantize_forms import Form, Kind, Layout
+
+if TYPE_CHECKING:
+    from llmq.onnx.graph_scopes import Holder, Scope, Use
+    from llmq.spec import QuantSpec, Recipe
+
+__all__ = ["GraphPlan", "WeightPlan", "Wishes", "plan_weights", "refuse_empty"]
+
+_TYPE: Final = onnx.TensorProto
+_STANDARD: Final = ("", "ai.onnx")
+_ACTIVATIONS: Final = (_TYPE.FLOAT, _TYPE.FLOAT16, _TYPE.BFLOAT16)
+_MATRIX_READERS: Final = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
+"""Operators whose weights are quantized, with the input that is the weight."""
+
+_WIDTHS: Final = {True: (2, 4, 7, 8), False: (2, 4, 8)}
+"""Bits that operators read, by whether activations are quantized."""
+
+_WIDEST_GROUPED: Final = 4
+"""Bits up to which weights have groups even if activations are integers: `MatMulNBits` multiplies them then."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks for.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    integer : bool
+        Whether activations are quantized too, as the model runs.
+    keep : frozenset of str
+        Names of weights to keep because they hold NaN or infinity.
+    """
+
+    recipe: Recipe
+    integer: bool = False
+    keep: frozenset[str] = frozenset()
+
+
+class Limit(NamedTuple):
+    """The newest set of standard operators that may be used, and why no newer one."""
+
+    opset: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightPlan:
+    """What becomes of one weight.
+
+    Parameters
+    ----------
+    holder : Holder
+    ops : tuple of str
+        Operators that read it.
+    places : tuple of str
+        Names of the nodes that read it, and of the torch modules that they come from where an exporter tells.
+    spec : QuantSpec or None
+        None if it is kept.
+    forms : dict
+        How it is read, and by whom.
+    reason : str
+        Why it is kept.
+    """
+
+    holder: Holder
+    ops: tuple[str, ...]
+    places: tuple[str, ...] = ()
+    spec: QuantSpec | None = None
+    forms: dict[Form, list[Use]] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the stored tensor."""
+        return tuple(self.holder.tensor.dims)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the stored tensor."""
+        return -(-prod(self.shape) * (element_bits(self.holder.tensor.data_type) or 0) // 8)
+
+    @property
+    def layouts(self) -> dict[Form, Layout]:
+        """How each form is stored."""
+        assert self.spec is not None or not self.forms
+        return {form: Layout(form, self.spec, self.shape) for form in self.forms} if self.spec else {}
+
+    @property
+    def treatment(self) -> str:
+        """What becomes of it, in a few words."""
+        if self.spec is None:
+            return f"kept: {self.reason}"
+        size = "a scale for each row" if next(iter(self.forms)).integer else f"group {self.spec.group_size}"
+        grid = "" if self.spec.symmetric else " asymmetric"
+        return f"{self.spec.bits} bits, {size}{grid}"
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes that it takes in the output."""
+        if self.spec is None:
+            return self.source_bytes
+        return sum(part.nbytes for layout in self.layouts.values() for part in layout.parts())
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """What becomes of every weight of a model."""
+
+    weights: tuple[WeightPlan, ...]
+
+    @property
+    def quantized(self) -> tuple[WeightPlan, ...]:
+        """Those that are quantized."""
+        return tuple(weight for weight in self.weights if weight.spec is not None)
+
+    @property
+    def opset(self) -> int:
+        """The least version of the standard operators that the forms need."""
+        needs = [form.opset(w.spec.bits) for w in self.quantized if w.spec for form in w.forms]
+        return max(needs, default=1)
+
+
+def plan_weights(model: onnx.ModelProto, scopes: list[Scope], wishes: Wishes, limit: Limit) -> GraphPlan:
+    """Decide on every tensor of a model that may be a weight.
+
+    Raises
+    ------
+    UsageError
+        Bits or a group size that no operator reads, for some weight.
+    """
+    read = readers(scopes)
+    outputs = {c.holder for s in scopes for value in s.graph.output if (c := s.constant(value.name)) is not None}
+    weights = []
+    for scope in scopes:
+        for holder in scope.holders:
+            if not _may_be_weight(holder.tensor.data_type):
+                continue
+            uses = read.get(holder, [])
+            ops = tuple(dict.fromkeys(use.node.op_type for use in uses))
+            weight = WeightPlan(holder, ops, tuple(dict.fromkeys(p for use in uses for p in _places(use.node))))
+            given = model.ir_version >= 4 and holder.name in scope.inputs
+            reason = _fixed_reason(holder, uses, given=given, returned=holder in outputs)
+            if reason:
+                weights.append(replace(weight, reason=reason))
+            else:
+                weights.append(_decide(weight, uses, wishes, limit))
+    return GraphPlan(tuple(weights))
+
+
+def _places(node: onnx.NodeProto) -> list[str]:
+    """A node's name and, as torch's exporter tells it, the module that it belongs to: the last scope but its own."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    modules = re.findall(r"'([^']*)'", scopes)[1:-1]
+    return [name for name in (node.name, *modules[-1:]) if name]
+
+
+def _may_be_weight(data_type: int) -> bool:
+    bits = element_bits(data_type)
+    return data_type in FLOATS or (bits is not None and bits <= 8 and data_type != _TYPE.BOOL)
+
+
+def _fixed_reason(holder: Holder, uses: list[Use], *, given: bool, returned: bool) -> str:
+    """Why a tensor is kept, whatever the user wishes; empty if it need not be."""
+    tensor, rank = holder.tensor, len(holder.tensor.dims)
+    if tensor.data_type not in FLOATS:
+        return f"{type_name(tensor.data_type)} already"
+    unread = [reason for use in uses if (reason := _unreadable(use))]
+    rules = (
+        (not uses, "read by nothing"),
+        (given, "an input too, so that callers may replace it"),
+        (returned, "an output of a graph"),
+        (rank < 2, f"{rank}-D"),
+        (bool(unread), unread[0] if unread else ""),
+        (prod(tensor.dims) < MIN_ELEMENTS, f"fewer than {MIN_ELEMENTS} elements"),
+    )
+    return next((reason for hit, reason in rules if hit), "")
+
+
+def _unreadable(use: Use) -> str:
+    """Why a node cannot read a quantized weight; empty if it can."""
+    node, rank = use.node, len(use.constant.holder.tensor.dims)
+    op = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+    place = _MATRIX_READERS.get(op)
+    if place is None or place != use.index:
+        where = {("MatMul", 0): "the left factor of MatMul", ("Gemm", 0): "the left factor of Gemm"}
+        return where.get((op, use.index), f"read by {op}")
+    if use.constant.data_type not in _ACTIVATIONS:
+        return type_name(use.constant.data_type)
+    if op == "Conv":
+        return "" if rank >= 3 else f"{rank}-D weight of Conv"
+    if rank != 2:
+        return f"{rank}-D weight of {op}"
+    if op == "Gather" and _attribute(node, "axis", 0) not in (0, -2):
+        return "Gather along columns"
+    return ""
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else onnx.helper.get_attribute_value(found)
+
+
+def _decide(weight: WeightPlan, uses: list[Use], wishes: Wishes, limit: Limit) -> WeightPlan:
+    spec, reason = _chosen((weight.holder.name, *weight.places), weight.ops, wishes)
+    if spec is None:
+        return replace(weight, reason=reason)
+    forms: dict[Form, list[Use]] = {}
+    for use in uses:
+        forms.setdefault(_form(use, spec, integer=wishes.integer), []).append(use)
+    weight = replace(weight, spec=spec, forms=forms)
+    for form in forms:
+        reason = reason or _unfit(form, weight.layouts[form], limit)
+    return replace(weight, spec=None, forms={}, reason=reason) if reason else weight
+
+
+def _unfit(form: Form, layout: Layout, limit: Limit) -> str:
+    bits = layout.spec.bits
+    needed = form.opset(bits)
+    if needed > limit.opset:
+        return f"{form.kind} of {bits} bits needs opset {needed}{limit.reason}"
+    if form.kind is Kind.GATHER and bits == 7:
+        return "GatherBlockQuantized has no 7 bits"
+    if form.kind is Kind.GATHER and layout.columns * bits % 8:
+        return f"rows of {layout.columns} elements fill no whole bytes"
+    return ""
+
+
+def _chosen(names: tuple[str, ...], ops: tuple[str, ...], wishes: Wishes) -> tuple[QuantSpec | None, str]:
+    """The spec for a weight by its name and those of its readers, or why there is none."""
+    recipe = wishes.recipe
+    if names[0] in wishes.keep:
+        return None, "holds NaN or infinity"
+    if any(re.search(pattern, name) for pattern in recipe.ignore for name in names):
+        return None, "--ignore"
+    matching = [o for o in recipe.overrides if any(re.search(o.pattern, name) for name in names)]
+    changes: dict[str, Any] = {}
+    if "Gather" in ops:
+        if recipe.embeddings is None and not matching:
+            tied = len(ops) > 1
+            return None, "embedding table, tied to a product" if tied else "embedding table"
+        changes = {} if recipe.embeddings is None else {"bits": recipe.embeddings}
+    for override in matching:
+        changes |= override.changes()
+    spec = replace(recipe.spec, **changes)
+    by_rows = wishes.integer and spec.bits > _WIDEST_GROUPED
+    _check_spec(spec, names[0], integer=wishes.integer, grouped=not by_rows or "Gather" in ops)
+    return spec, ""
+
+
+def _check_spec(spec: QuantSpec, name: str, *, integer: bool, grouped: bool) -> None:
+    widths, size = _WIDTHS[integer], spec.group_size
+    if spec.bits not in widths:
+        hint = "--bits, --embeddings or --set choose it" if integer else "7 bits are for --activations int8"
+        expected = "/".join(map(str, widths))
+        expected = f"{expected} bits"
+        raise UsageError(
+            "no ONNX operator reads such codes", tensor=name, expected=expected, found=spec.bits, hint=hint
+        )
+    if grouped and (size < 16 or size & (size - 1)):
+        raise UsageError(
+            "no ONNX operator reads such groups", tensor=name, expected="a power of two from 16 on", found=size
+        )
+    if integer and spec.bits > _WIDEST_GROUPED and not spec.symmetric:
+        raise UsageError(
+            "integer products need weights without zero points", tensor=name, hint="leave --asymmetric out"
+        )
+
+
+def _form(use: Use, spec: QuantSpec, *, integer: bool) -> Form:
+    node, constant = use.node, use.constant
+    whole = integer and spec.bits > _WIDEST_GROUPED
+    if node.op_type == "Conv":
+        return Form(Kind.CONV_INTEGER if whole else Kind.DEQUANTIZE, False, constant.data_type)
+    if node.op_type == "Gather":
+        return Form(Kind.GATHER, constant.transposed, constant.data_type)
+    by_rows = node.op_type == "Gemm" and bool(_attribute(node, "transB", 0))
+    kind = Kind.MATMUL_INTEGER if whole else Kind.MATMUL_NBITS
+    return Form(kind, constant.transposed == by_rows, constant.data_type)
+
+
+def refuse_empty(plan: GraphPlan, file: str) -> None:
+    """Raise if nothing would be quantized: UnsupportedError where the weights are integers already, else UsageError."""
+    if plan.quantized:
+        return
+    reasons = Counter(weight.reason for weight in plan.weights)
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)) or "no weights"
+    if any(reason.endswith(" already") for reason in reasons):
+        hint = "start from the float model"
+        raise UnsupportedError("nothing to quantize: the model is quantized already", file=file, found=told, hint=hint)
+    raise UsageError("nothing to quantize", file=file, found=told, hint="--dry-run --json tells why, weight by weight")
