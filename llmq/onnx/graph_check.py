@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 
@@ -48,14 +48,27 @@ def check_graph(file: GraphFile) -> None:
         raise UnsupportedError("unknown set of operators", file=name, expected=expected, found=opset, hint=hint)
     if len(proto.training_info):
         raise UnsupportedError("a model for training", file=name, hint="export it for inference")
+    if not _is_text(proto):
+        raise InputError("not a sound ONNX model: a name is not UTF-8", file=name, hint="export it again")
     names = [tensor.name for tensor in proto.graph.initializer]
     if len(set(names)) < len(names):
         raise InputError("two initializers of one name", file=name)
     try:
         onnx.checker.check_model(skeleton(file))
-    except onnx.checker.ValidationError as error:
-        first = str(error).strip().splitlines()[0]
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"not a sound ONNX model: {first}", file=name, hint="onnx.checker tells more") from None
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all text in a message is UTF-8; protobuf gives other text as bytes."""
+    for field, value in message.ListFields():
+        values = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -66,11 +79,15 @@ def opset_of(proto: onnx.ModelProto) -> int:
 def skeleton(file: GraphFile, *, checked: bool = True) -> onnx.ModelProto:
     """Copy a structure so that nothing looks for the data that stands elsewhere.
 
-    Where the copy is to be checked, empty tensors of the same rank take the places of those that lack their data;
-    else they keep their shapes, and their data is said to lie in a file.
+    Where the copy is to be checked, empty tensors of the same rank take the places of those that lack their data, and
+    inputs and outputs of any rank, which the checker does not know but runtimes do, get one; else they keep their
+    shapes, and their data is said to lie in a file.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(file.proto)
+    for value in (*copy.graph.input, *copy.graph.output):
+        if checked and value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
     count = len(copy.graph.initializer)
     for i, tensor in enumerate(every_tensor(copy)):
         if tensor.data_location == _EXTERNAL or (i < count and tensor.name in file.regions):

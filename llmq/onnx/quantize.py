@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,13 +29,25 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_model"]
 
-_log = logging.getLogger("llmq")
-
 _ACTIVATIONS: Final = ("float", "int8")
 _STRIP_BYTES: Final = 48 * STRIP_ELEMENTS
 """Of a strip of a weight: its rows twice, its codes, and three copies in double precision for its error."""
 _PROCESS_BYTES: Final = 256 << 20
 """Interpreter, NumPy, Numba with its compiler, onnx."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What `quantize_model` was asked for; `told` is what the output's metadata says of it."""
+
+    model: Path
+    output: Path
+    wishes: Wishes
+    told: dict[str, Any]
+    nonfinite: str
+    dry_run: bool
+    overwrite: bool
+    progress: Progress
 
 
 def quantize_model(
@@ -107,6 +118,8 @@ def quantize_model(
     LlmqError
         One of its subclasses; nothing half-written is ever published.
     """
+    if embeddings == "auto":
+        raise UsageError("--embeddings auto chooses by a target, which ONNX models do not have", hint="give its bits")
     recipe = make_recipe(
         bits=(8 if activations == "int8" else 4) if bits is None else bits,
         group_size=group_size,
@@ -119,36 +132,46 @@ def quantize_model(
         target="onnx",
     )
     _check_choices(recipe, activations, nonfinite, group_size)
-    source, target = Path(model), Path(output)
+    _set_threads(threads)
     wishes = Wishes(recipe, integer=activations == "int8")
-    bar = progress or NullProgress()
-    file = read_model(source)
-    with TensorFiles(file) as files, PeakMemory() as memory:
-        began = time.perf_counter()
-        before = sum(stored.nbytes for _, stored in stored_tensors(file, files))
-        refuse_output(target, files.paths, overwrite=overwrite)
-        predicted = max(current_memory().anon, _PROCESS_BYTES) + _STRIP_BYTES
-        planned = plan_model(file, wishes)
-        if not dry_run:
-            _set_threads(threads)
-            if nonfinite == "keep":
-                planned = plan_model(file, keep_nonfinite(planned, files, wishes, bar))
-        weights = planned.plan.quantized
-        after = before + sum(weight.output_bytes - weight.source_bytes for weight in weights)
-        opsets = opset_of(file.proto), opset_of(planned.file.proto)
-        report = OnnxReport(target, planned.plan, "dry run", before, after, opsets, predicted_peak_bytes=predicted)
-        if dry_run:
-            return report
-        settings = Settings(method, wishes.integer, _told(recipe, activations))
-        errors = write_model(planned, target, settings, files, bar)
+    run = _Run(
+        Path(model), Path(output), wishes, _told(recipe, activations), nonfinite, dry_run, overwrite,
+        progress or NullProgress(),
+    )  # fmt: skip
+    began = time.perf_counter()
+    with PeakMemory() as memory:
+        report = _quantize(run)
+    if dry_run:
+        return report
     return replace(
         report,
-        state="quantized",
-        errors=errors,
         seconds=time.perf_counter() - began,
         peak_anon_bytes=memory.peak_anon,
         peak_rss_bytes=memory.peak_rss,
     )
+
+
+def _quantize(run: _Run) -> OnnxReport:
+    file = read_model(run.model)
+    with TensorFiles(file) as files:
+        before = sum(stored.nbytes for _, stored in stored_tensors(file, files))
+        refuse_output(run.output, files.paths, overwrite=run.overwrite)
+        planned = plan_model(file, run.wishes)
+        if run.nonfinite == "keep" and not run.dry_run:
+            planned = plan_model(file, keep_nonfinite(planned, files, run.wishes, run.progress))
+        report = OnnxReport(
+            run.output,
+            planned.plan,
+            "dry run" if run.dry_run else "quantized",
+            before,
+            before + sum(weight.output_bytes - weight.source_bytes for weight in planned.plan.quantized),
+            (opset_of(file.proto), opset_of(planned.file.proto)),
+            predicted_peak_bytes=max(current_memory().anon, _PROCESS_BYTES) + _STRIP_BYTES,
+        )
+        if run.dry_run:
+            return report
+        settings = Settings(run.wishes.recipe.method, run.wishes.integer, run.told)
+        return replace(report, errors=write_model(planned, run.output, settings, files, run.progress))
 
 
 def _check_choices(recipe: Recipe, activations: str, nonfinite: str, group_size: int | None) -> None:

@@ -337,7 +337,7 @@ def test_nan_stops_the_run_or_keeps_the_weight(write_onnx, tmp_path):
         tmp_path / "in.onnx", nodes, {"good": good, "bad": bad},
         {"x": (np.float32, [2, 64])}, {f"y{w}": (np.float32, [2, 64]) for w in ("good", "bad")},
     )  # fmt: skip
-    with pytest.raises(InputError, match="bad: weight is not finite .*1 NaN and 0 infinite of 4096"):
+    with pytest.raises(InputError, match=r"bad: weight is not finite .*1 NaN and 0 infinite of 4096"):
         quantize_model(path, tmp_path / "out.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.onnx"]
     report = quantize_model(path, tmp_path / "out.onnx", nonfinite="keep")
@@ -409,3 +409,22 @@ def test_overrides_and_ignore_find_weights_nodes_and_torch_modules(exported, tmp
     assert by_place["head"].reason == "--ignore"
     assert (by_place["encoder.layers.1.linear1"].spec.bits, by_place["encoder.layers.1.linear2"].spec.bits) == (8, 4)
     assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_any_rank_are_fine(write_onnx, run, tmp_path):
+    weight = np.random.default_rng(15).standard_normal((64, 64)).astype(np.float32)
+    path = write_onnx(
+        tmp_path / "in.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"w": weight},
+        {"x": (np.float32, None)},
+        {"y": (np.float32, None)},
+    )
+    for activations in ("float", "int8"):
+        quantize_model(path, tmp_path / "out.onnx", bits=8, activations=activations, overwrite=True)
+        for shape in ((64,), (3, 64), (2, 3, 64), (0, 64)):
+            x = np.random.default_rng(16).standard_normal(shape).astype(np.float32)
+            (found,) = run(tmp_path / "out.onnx", x=x)
+            wanted = x @ weight
+            assert found.shape == wanted.shape
+            assert x.size == 0 or nmse(found, wanted) < 1e-3
