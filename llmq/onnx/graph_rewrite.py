@@ -41,7 +41,14 @@ def rewrite(proto: onnx.ModelProto, scopes: list[Scope], plan: GraphPlan, *, int
     for weight in plan.quantized:
         for form, layout in weight.layouts.items():
             stem = weight.holder.name if len(weight.forms) == 1 else f"{weight.holder.name}.{form.kind}"
-            parts[weight.holder, form] = {p.suffix: names.fresh(f"{stem}.{p.suffix}") for p in layout.parts()}
+            twin = weight.twin(form)
+            same = {} if twin is None else parts[weight.holder, twin]
+            parts[weight.holder, form] = {
+                p.suffix: same[p.suffix]
+                if p.suffix in same and p.suffix != "codes"
+                else names.fresh(f"{stem}.{p.suffix}")
+                for p in layout.parts()
+            }
             for use in weight.forms[form]:
                 sites[id(use.node)] = Site(use, layout, parts[weight.holder, form])
     gone = {weight.holder for weight in plan.quantized}

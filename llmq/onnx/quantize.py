@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["quantize_model"]
 
 _ACTIVATIONS: Final = ("float", "int8")
-_STRIP_BYTES: Final = 48 * STRIP_ELEMENTS
-"""Of a strip of a weight: its rows twice, its codes, and three copies in double precision for its error."""
+_STRIP_BYTES: Final = 24 * STRIP_ELEMENTS
+"""Of a strip of a weight: as it is read, in rows, filled up, its codes, and as they decode."""
 _PROCESS_BYTES: Final = 256 << 20
 """Interpreter, NumPy, Numba with its compiler, onnx."""
 

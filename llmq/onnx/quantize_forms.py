@@ -186,6 +186,15 @@ class Layout:
         columns = self.padded if self.form.kind is Kind.MATMUL_NBITS else self.columns
         return _bytes(columns, self.spec.bits)
 
+    def same_bytes(self, other: Layout) -> bool:
+        """Whether codes and scales are those of another layout of the weight: only the shapes of codes differ."""
+        blocked = {Kind.MATMUL_NBITS, Kind.GATHER}
+        return (
+            {self.form.kind, other.form.kind} <= blocked
+            and replace(self.form, kind=other.form.kind) == other.form
+            and self.padded == self.columns
+        )
+
     def writes(self, start: int, quantized: QuantizedTensor) -> Iterator[Write]:
         """What rows from `start` on, a multiple of 8, have to be written as.
 

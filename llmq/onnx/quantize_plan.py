@@ -8,25 +8,19 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import onnx
-
-from llmq.architectures.roles import MIN_ELEMENTS
 from llmq.errors import UnsupportedError, UsageError
 from llmq.onnx.graph_scopes import readers
-from llmq.onnx.initializers import FLOATS, element_bits, type_name
+from llmq.onnx.initializers import element_bits
 from llmq.onnx.quantize_forms import Form, Kind, Layout
+from llmq.onnx.quantize_reasons import attribute, fixed_reason, may_be_weight, places_of
 
 if TYPE_CHECKING:
+    import onnx
+
     from llmq.onnx.graph_scopes import Holder, Scope, Use
     from llmq.spec import QuantSpec, Recipe
 
 __all__ = ["GraphPlan", "WeightPlan", "Wishes", "plan_weights", "refuse_empty"]
-
-_TYPE: Final = onnx.TensorProto
-_STANDARD: Final = ("", "ai.onnx")
-_ACTIVATIONS: Final = (_TYPE.FLOAT, _TYPE.FLOAT16, _TYPE.BFLOAT16)
-_MATRIX_READERS: Final = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
-"""Operators whose weights are quantized, with the input that is the weight."""
 
 _WIDTHS: Final = {True: (2, 4, 7, 8), False: (2, 4, 8)}
 """Bits that operators read, by whether activations are quantized."""
@@ -116,7 +110,18 @@ class WeightPlan:
         """Bytes that it takes in the output."""
         if self.spec is None:
             return self.source_bytes
-        return sum(part.nbytes for layout in self.layouts.values() for part in layout.parts())
+        layouts = self.layouts
+        return sum(p.nbytes for form, layout in layouts.items() if self.twin(form) is None for p in layout.parts())
+
+    def twin(self, form: Form) -> Form | None:
+        """An earlier form that is stored in the same bytes."""
+        layouts = self.layouts
+        for other, layout in layouts.items():
+            if other == form:
+                return None
+            if layout.same_bytes(layouts[form]):
+                return other
+        return None
 
 
 @dataclass(frozen=True)
@@ -150,71 +155,18 @@ def plan_weights(model: onnx.ModelProto, scopes: list[Scope], wishes: Wishes, li
     weights = []
     for scope in scopes:
         for holder in scope.holders:
-            if not _may_be_weight(holder.tensor.data_type):
+            if not may_be_weight(holder.tensor):
                 continue
             uses = read.get(holder, [])
             ops = tuple(dict.fromkeys(use.node.op_type for use in uses))
-            weight = WeightPlan(holder, ops, tuple(dict.fromkeys(p for use in uses for p in _places(use.node))))
+            weight = WeightPlan(holder, ops, tuple(dict.fromkeys(p for use in uses for p in places_of(use.node))))
             given = model.ir_version >= 4 and holder.name in scope.inputs
-            reason = _fixed_reason(holder, uses, given=given, returned=holder in outputs)
+            reason = fixed_reason(holder, uses, given=given, returned=holder in outputs)
             if reason:
                 weights.append(replace(weight, reason=reason))
             else:
                 weights.append(_decide(weight, uses, wishes, limit))
     return GraphPlan(tuple(weights))
-
-
-def _places(node: onnx.NodeProto) -> list[str]:
-    """A node's name and, as torch's exporter tells it, the module that it belongs to: the last scope but its own."""
-    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
-    modules = re.findall(r"'([^']*)'", scopes)[1:-1]
-    return [name for name in (node.name, *modules[-1:]) if name]
-
-
-def _may_be_weight(data_type: int) -> bool:
-    bits = element_bits(data_type)
-    return data_type in FLOATS or (bits is not None and bits <= 8 and data_type != _TYPE.BOOL)
-
-
-def _fixed_reason(holder: Holder, uses: list[Use], *, given: bool, returned: bool) -> str:
-    """Why a tensor is kept, whatever the user wishes; empty if it need not be."""
-    tensor, rank = holder.tensor, len(holder.tensor.dims)
-    if tensor.data_type not in FLOATS:
-        return f"{type_name(tensor.data_type)} already"
-    unread = [reason for use in uses if (reason := _unreadable(use))]
-    rules = (
-        (not uses, "read by nothing"),
-        (given, "an input too, so that callers may replace it"),
-        (returned, "an output of a graph"),
-        (rank < 2, f"{rank}-D"),
-        (bool(unread), unread[0] if unread else ""),
-        (prod(tensor.dims) < MIN_ELEMENTS, f"fewer than {MIN_ELEMENTS} elements"),
-    )
-    return next((reason for hit, reason in rules if hit), "")
-
-
-def _unreadable(use: Use) -> str:
-    """Why a node cannot read a quantized weight; empty if it can."""
-    node, rank = use.node, len(use.constant.holder.tensor.dims)
-    op = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
-    place = _MATRIX_READERS.get(op)
-    if place is None or place != use.index:
-        where = {("MatMul", 0): "the left factor of MatMul", ("Gemm", 0): "the left factor of Gemm"}
-        return where.get((op, use.index), f"read by {op}")
-    if use.constant.data_type not in _ACTIVATIONS:
-        return type_name(use.constant.data_type)
-    if op == "Conv":
-        return "" if rank >= 3 else f"{rank}-D weight of Conv"
-    if rank != 2:
-        return f"{rank}-D weight of {op}"
-    if op == "Gather" and _attribute(node, "axis", 0) not in (0, -2):
-        return "Gather along columns"
-    return ""
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else onnx.helper.get_attribute_value(found)
 
 
 def _decide(weight: WeightPlan, uses: list[Use], wishes: Wishes, limit: Limit) -> WeightPlan:
@@ -290,7 +242,7 @@ def _form(use: Use, spec: QuantSpec, *, integer: bool) -> Form:
         return Form(Kind.CONV_INTEGER if whole else Kind.DEQUANTIZE, False, constant.data_type)
     if node.op_type == "Gather":
         return Form(Kind.GATHER, constant.transposed, constant.data_type)
-    by_rows = node.op_type == "Gemm" and bool(_attribute(node, "transB", 0))
+    by_rows = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
     kind = Kind.MATMUL_INTEGER if whole else Kind.MATMUL_NBITS
     return Form(kind, constant.transposed == by_rows, constant.data_type)
 

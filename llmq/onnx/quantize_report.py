@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from llmq.evaluate.sums import normalized
 from llmq.onnx.initializers import type_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmq.evaluate.sums import ErrorSums
     from llmq.onnx.graph_scopes import Holder
     from llmq.onnx.quantize_plan import GraphPlan, WeightPlan
+    from llmq.onnx.quantize_run import SquaredError
 
 __all__ = ["OnnxReport"]
 
@@ -36,7 +37,7 @@ class OnnxReport:
     opsets : (int, int)
         Version of the standard operators, before and after.
     errors : dict
-        Sums of each quantized weight; empty where nothing ran.
+        Of each quantized weight; empty where nothing ran.
     seconds : float
         Wall time.
     peak_anon_bytes, peak_rss_bytes : int
@@ -51,7 +52,7 @@ class OnnxReport:
     source_bytes: int
     output_bytes: int
     opsets: tuple[int, int]
-    errors: dict[Holder, ErrorSums] = field(default_factory=dict)
+    errors: dict[Holder, SquaredError] = field(default_factory=dict)
     seconds: float = 0.0
     peak_anon_bytes: int = 0
     peak_rss_bytes: int = 0
@@ -76,8 +77,10 @@ class OnnxReport:
     @property
     def nmse(self) -> float | None:
         """Squared error of all quantized weights over their squares; None where nothing ran."""
-        squares = sum(sums.before for sums in self.errors.values())
-        return sum(sums.error for sums in self.errors.values()) / squares if squares else None
+        if not self.errors:
+            return None
+        error, squares = (sum(column) for column in zip(*self.errors.values(), strict=True))
+        return normalized(error, squares)
 
     @property
     def nodes(self) -> Counter[str]:
@@ -110,7 +113,7 @@ class OnnxReport:
         }
 
     def _tensor(self, weight: WeightPlan) -> dict[str, Any]:
-        spec, sums = weight.spec, self.errors.get(weight.holder)
+        spec, error = weight.spec, self.errors.get(weight.holder)
         layouts = list(weight.layouts.values())
         return {
             "name": weight.holder.name,
@@ -123,6 +126,6 @@ class OnnxReport:
             "group_size": layouts[0].group_size if layouts else None,
             "symmetric": spec.symmetric if spec else None,
             "bytes": weight.output_bytes,
-            "nmse": sums.nmse if sums else None,
+            "nmse": error.nmse if error else None,
             "reason": weight.reason or None,
         }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from onnx import numpy_helper
 
-from llmq.evaluate.sums import ErrorSums
+from llmq.evaluate.sums import normalized
 from llmq.methods import METHODS
 from llmq.onnx.initializers import FLOATS
 from llmq_kernels.nonfinite import count_nonfinite
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmq.onnx.quantize_files import ModelFiles
     from llmq.onnx.quantize_forms import Layout, Write
 
-__all__ = ["STRIP_ELEMENTS", "Destination", "copy_tensor", "nonfinite_weights", "quantize_weight"]
+__all__ = ["STRIP_ELEMENTS", "Destination", "SquaredError", "copy_tensor", "nonfinite_weights", "quantize_weight"]
 
 STRIP_ELEMENTS: Final = 1 << 21
 """Of a weight in memory at a time, unless eight rows are more."""
@@ -66,6 +66,18 @@ class Destination:
             self.tensor.raw_data = bytes(self.buffer)
 
 
+class SquaredError(NamedTuple):
+    """Squares of what a weight changed by, and of its values, both summed."""
+
+    error: float
+    squares: float
+
+    @property
+    def nmse(self) -> float:
+        """The first over the second."""
+        return normalized(self.error, self.squares)
+
+
 def copy_tensor(tensor: StoredTensor, source: TensorFiles, to: Destination, files: ModelFiles) -> None:
     """Copy a tensor's bytes, a block at a time."""
     block = np.empty(min(_BLOCK, tensor.nbytes), np.uint8)
@@ -78,7 +90,7 @@ def copy_tensor(tensor: StoredTensor, source: TensorFiles, to: Destination, file
 
 def quantize_weight(
     weight: tuple[StoredTensor, Layout], method: str, source: TensorFiles, emit: Callable[[Write], None]
-) -> ErrorSums:
+) -> SquaredError:
     """Quantize a weight in one form, strip by strip.
 
     Parameters
@@ -92,8 +104,7 @@ def quantize_weight(
 
     Returns
     -------
-    ErrorSums
-        Of the weight before and after.
+    SquaredError
 
     Raises
     ------
@@ -101,14 +112,21 @@ def quantize_weight(
         It holds NaN or infinity.
     """
     tensor, layout = weight
-    sums = ErrorSums()
+    error = squares = 0.0
     for start, rows in _strips(tensor, layout, source):
         quantized = METHODS[method].quantize(rows, layout.resolved)
         for write in layout.writes(start, quantized):
             emit(write)
-        before = rows[:, : layout.columns].astype(np.float32)
-        sums.add(before, quantized.dequantize()[:, : layout.columns])
-    return sums
+        before, after = rows.astype(np.float32, copy=False), quantized.dequantize()
+        after -= before
+        error += _squares(after[:, : layout.columns])
+        squares += _squares(before)
+    return SquaredError(error, squares)
+
+
+def _squares(x: np.ndarray) -> float:
+    """Sum of the squares of float32 (rows, columns): rows in single precision, their sums in double."""
+    return float(np.einsum("ij,ij->i", x, x).sum(dtype=np.float64))
 
 
 def nonfinite_weights(tensor: StoredTensor, layout: Layout, source: TensorFiles) -> tuple[int, int]:

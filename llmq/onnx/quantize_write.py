@@ -15,15 +15,14 @@ from llmq.onnx.graph_opset import least_ir_version
 from llmq.onnx.graph_rewrite import rewrite
 from llmq.onnx.quantize_files import ModelFiles, data_path
 from llmq.onnx.quantize_model import stored_tensors
-from llmq.onnx.quantize_run import Destination, copy_tensor, nonfinite_weights, quantize_weight
+from llmq.onnx.quantize_run import Destination, SquaredError, copy_tensor, nonfinite_weights, quantize_weight
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmq.evaluate.sums import ErrorSums
     from llmq.onnx.graph_scopes import Holder
     from llmq.onnx.initializers import StoredTensor, TensorFiles
-    from llmq.onnx.quantize_forms import Layout
+    from llmq.onnx.quantize_forms import Form, Layout, Part
     from llmq.onnx.quantize_model import PlannedModel
     from llmq.onnx.quantize_plan import WeightPlan
     from llmq.system.progress import Progress
@@ -91,7 +90,7 @@ class _Jobs:
 
 def write_model(
     planned: PlannedModel, output: Path, settings: Settings, files: TensorFiles, progress: Progress
-) -> dict[Holder, ErrorSums]:
+) -> dict[Holder, SquaredError]:
     """Write a model and its data; nothing appears before all of it is written.
 
     The structure in `planned` is changed into that of the output.
@@ -111,7 +110,7 @@ def write_model(
     proto = planned.file.proto
     jobs = _jobs(planned, data_path(output).name, settings, files)
     _tell(proto, settings)
-    errors: dict[Holder, ErrorSums] = {}
+    errors: dict[Holder, SquaredError] = {}
     with ModelFiles(output, jobs.size) as out:
         progress.start(
             "quantizing", sum(job.stored.nbytes for job in jobs.weights) + sum(t.nbytes for t, _ in jobs.copies)
@@ -138,14 +137,20 @@ def _jobs(planned: PlannedModel, location: str, settings: Settings, files: Tenso
     names = rewrite(proto, planned.scopes, plan, integer=settings.integer)
     jobs = _Jobs(location)
     kept = stored_tensors(planned.file, files)
+    places: dict[tuple[Holder, Form], dict[str, Destination]] = {}
     for weight in plan.quantized:
         for form, layout in weight.layouts.items():
-            to = {}
-            for part in layout.parts():
-                tensor = proto.graph.initializer.add(
-                    name=names[weight.holder, form][part.suffix], data_type=part.data_type, dims=part.dims
-                )
-                to[part.suffix] = jobs.place(tensor, part.nbytes)
+            twin = weight.twin(form)
+            if twin is not None:
+                codes = _add(proto, names[weight.holder, form]["codes"], layout.parts()[0])
+                codes.data_location = onnx.TensorProto.EXTERNAL
+                codes.external_data.extend(places[weight.holder, twin]["codes"].tensor.external_data)
+                continue
+            to = {
+                part.suffix: jobs.place(_add(proto, names[weight.holder, form][part.suffix], part), part.nbytes)
+                for part in layout.parts()
+            }
+            places[weight.holder, form] = to
             jobs.weights.append(_Weight(weight, layout, sources[weight.holder], to))
     for tensor, stored in kept:
         if stored.location is not None:
@@ -153,7 +158,12 @@ def _jobs(planned: PlannedModel, location: str, settings: Settings, files: Tenso
     return jobs
 
 
-def _quantize(job: _Weight, method: str, files: TensorFiles, out: ModelFiles) -> ErrorSums:
+def _add(proto: onnx.ModelProto, name: str, part: Part) -> onnx.TensorProto:
+    tensor: onnx.TensorProto = proto.graph.initializer.add(name=name, data_type=part.data_type, dims=part.dims)
+    return tensor
+
+
+def _quantize(job: _Weight, method: str, files: TensorFiles, out: ModelFiles) -> SquaredError:
     try:
         sums = quantize_weight((job.stored, job.layout), method, files, lambda w: _put(job.to[w.suffix], w, out))
     except FloatingPointError:
