@@ -256,4 +256,6 @@ def refuse_empty(plan: GraphPlan, file: str) -> None:
     if any(reason.endswith(" already") for reason in reasons):
         hint = "start from the float model"
         raise UnsupportedError("nothing to quantize: the model is quantized already", file=file, found=told, hint=hint)
-    raise UsageError("nothing to quantize", file=file, found=told, hint="--dry-run --json tells why, weight by weight")
+    tables = any(reason.startswith("embedding table") for reason in reasons)
+    hint = "--embeddings 4 quantizes tables" if tables else "weights of MatMul, Gemm and Conv are what is quantized"
+    raise UsageError("nothing to quantize", file=file, found=told, hint=hint)

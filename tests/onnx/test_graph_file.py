@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+import llmq.onnx.graph_file
 from llmq.errors import InputError, LlmqError, UnsupportedError
 from llmq.onnx.graph_check import check_graph, every_tensor
 from llmq.onnx.graph_file import LARGE, read_graph
@@ -141,3 +142,9 @@ def test_every_tensor_is_found_wherever_it_stands():
 
 def test_a_sound_model_passes(sound):
     check_graph(read_graph(sound))
+
+
+def test_a_structure_that_protobuf_cannot_hold_is_refused(sound, monkeypatch):
+    monkeypatch.setattr(llmq.onnx.graph_file, "_MOST", 100)
+    with pytest.raises(InputError, match="its structure alone is larger than protobuf can hold"):
+        read_graph(sound)
