@@ -16,6 +16,7 @@ from llmq.cli.kernels import prepare_kernels
 from llmq.cli.options import budget_options, json_option, measures_for, model_argument, report_option, threads_option
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
+from llmq.cli.quantize_onnx import is_onnx, quantize_onnx
 from llmq.cli.sizes import SIZE, format_size
 from llmq.errors import StoppedError, UsageError
 
@@ -49,8 +50,10 @@ class _GroupSize(click.ParamType[int]):
 
 @click.command(short_help="Shrink a checkpoint.")
 @model_argument
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Folder to write.")
-@click.option("--bits", type=click.IntRange(1, 8), help="Bits of a code.  [default: 4]")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Folder or .onnx file."
+)
+@click.option("--bits", type=click.IntRange(1, 8), help="Bits of a code.  [default: 4; 8 with --activations int8]")
 @click.option(
     "--group-size",
     type=_GroupSize(),
@@ -70,6 +73,11 @@ class _GroupSize(click.ParamType[int]):
     metavar="NAME",
     help="How codes are chosen: rtn, percentile, entropy, hqq, mse; calibrated: imatrix, gptq.  "
     "[default: mse; gptq with --calibrate]",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["float", "int8"]),
+    help="Of ONNX models: whether they are quantized as the model runs.  [default: float]",
 )
 @click.option(
     "--calibrate",
@@ -138,12 +146,27 @@ class _GroupSize(click.ParamType[int]):
 @click.option("--no-resume", is_flag=True, help="Start an interrupted run over.")
 @report_option
 @json_option
-def command(as_json: bool, no_resume: bool, report_file: Path | None, **flags: Any) -> None:
-    """Shrink a checkpoint into the folder OUT.
+def command(
+    as_json: bool,
+    no_resume: bool,
+    report_file: Path | None,
+    activations: str | None,
+    **flags: Any,
+) -> None:
+    """Shrink a checkpoint into the folder OUT, or a float model in ONNX into the file OUT.
 
     MODEL is read block by block, its linear layers are quantized, and OUT gets a checkpoint in the compressed-tensors
     format, which transformers reads too. An interrupted run is continued by the same command.
+
+    Of a MODEL that ends in .onnx, whatever made it, matrix products and convolutions are quantized for ONNX Runtime;
+    OUT ends in .onnx too, and the data stands beside it in OUT.data.
     """
+    if is_onnx(flags["model"]):
+        with _stoppable():
+            quantize_onnx(flags | {"activations": activations}, as_json=as_json)
+        return
+    if activations is not None:
+        raise UsageError("--activations is for ONNX models", hint="--compute int8 of generate, chat and eval")
     if report_file and flags["dry_run"]:
         raise UsageError("--report tells what a run measured, and --dry-run quantizes nothing")
     measures_errors = any(flags[name] is not None for name in ("target_size", "target_bpw", "ram"))

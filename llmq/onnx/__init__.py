@@ -19,27 +19,33 @@ if TYPE_CHECKING:
     from llmq.onnx.checks import Agreement, agreement
     from llmq.onnx.export import Exported, export_decoder
     from llmq.onnx.integer import ExportedNetwork, export_integer, export_saved, integer_model
+    from llmq.onnx.quantize import quantize_model
+    from llmq.onnx.quantize_report import OnnxReport
 
 __all__ = [
     "Agreement",
     "Exported",
     "ExportedNetwork",
+    "OnnxReport",
     "agreement",
     "export_decoder",
     "export_integer",
     "export_saved",
     "integer_model",
+    "quantize_model",
 ]
 
 _HOMES = {
     "Agreement": "llmq.onnx.checks",
     "Exported": "llmq.onnx.export",
     "ExportedNetwork": "llmq.onnx.integer",
+    "OnnxReport": "llmq.onnx.quantize_report",
     "agreement": "llmq.onnx.checks",
     "export_decoder": "llmq.onnx.export",
     "export_integer": "llmq.onnx.integer",
     "export_saved": "llmq.onnx.integer",
     "integer_model": "llmq.onnx.integer",
+    "quantize_model": "llmq.onnx.quantize",
 }
 
 

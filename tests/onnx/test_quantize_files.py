@@ -1,0 +1,126 @@
+"""Both files of an output appear whole or not at all, and never replace what they are made of."""
+
+import errno
+import os
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import llmq.onnx.quantize_files
+from llmq.errors import ResourceError, UsageError
+from llmq.onnx import quantize_model
+from llmq.onnx.quantize_files import ModelFiles, data_path
+from llmq.system.lock import FileLock
+
+
+@pytest.fixture
+def model(write_onnx, tmp_path):
+    rng = np.random.default_rng(0)
+    return write_onnx(
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "v"], ["y"])],
+        {n: rng.standard_normal((64, 64)).astype(np.float32) for n in "wv"},
+        {"x": (np.float32, [2, 64])},
+        {"y": (np.float32, [2, 64])},
+        external="m.bin",
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_second_run_needs_overwrite_and_replaces_both_files(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out, bits=4)
+    small = out.read_bytes(), data_path(out).read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        quantize_model(model, out, bits=8)
+    assert (out.read_bytes(), data_path(out).read_bytes()) == small
+    quantize_model(model, out, bits=8, overwrite=True)
+    assert data_path(out).stat().st_size > len(small[1])
+    onnx.checker.check_model(str(out), full_check=True)
+    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+
+
+@pytest.mark.parametrize("way", ["same", "link", "hard link", "data"])
+def test_a_file_of_the_source_is_never_replaced(model, tmp_path, way):
+    out = tmp_path / "out.onnx"
+    if way == "same":
+        out = model
+    elif way == "link":
+        out.symlink_to(model)
+    elif way == "hard link":
+        os.link(model, out)
+    else:
+        os.link(tmp_path / "m.bin", data_path(out))
+    before = model.read_bytes(), (tmp_path / "m.bin").read_bytes()
+    with pytest.raises(UsageError, match="would replace a file of the source"):
+        quantize_model(model, out, overwrite=True)
+    assert (model.read_bytes(), (tmp_path / "m.bin").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("out", "a name ending in .onnx"), ("none/out.onnx", "no such folder"), ("folder.onnx", "is a folder")],
+)
+def test_outputs_that_cannot_be_files_are_refused(model, tmp_path, place, message):
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UsageError, match=message):
+        quantize_model(model, tmp_path / place, overwrite=True)
+    assert names(tmp_path) == ["folder.onnx", "m.bin", "m.onnx"]
+
+
+@pytest.mark.parametrize("call", ["preallocate", "pwrite", "sync_file", "replace", "atomic_write", "sync_folder"])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_fault_at_any_step_leaves_no_half_of_a_model(model, tmp_path, monkeypatch, call, fault):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out, bits=8)
+
+    def fail(*arguments, **options):
+        raise fault
+
+    monkeypatch.setattr(llmq.onnx.quantize_files, call, fail)
+    with pytest.raises(ResourceError if isinstance(fault, OSError) else KeyboardInterrupt):
+        quantize_model(model, out, bits=4, overwrite=True)
+    assert set(names(tmp_path)) <= {"m.bin", "m.onnx", "out.onnx", "out.onnx.data"}
+    if out.exists():
+        onnx.checker.check_model(str(out), full_check=True)
+    monkeypatch.undo()
+    quantize_model(model, out, bits=4, overwrite=True)
+    onnx.checker.check_model(str(out), full_check=True)
+
+
+def test_too_little_disk_is_told_before_anything_is_written(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(llmq.onnx.quantize_files, "free_bytes", lambda path: 100)
+    with pytest.raises(ResourceError, match=r"not enough disk .expected \d+ bytes, found 100 bytes free"):
+        quantize_model(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == ["m.bin", "m.onnx"]
+
+
+def test_two_runs_do_not_write_the_same_files(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    lock = FileLock(tmp_path / ".out.onnx.lock")
+    lock.acquire()
+    with pytest.raises(UsageError, match="another run is writing here: process"):
+        quantize_model(model, out)
+    lock.release()
+    quantize_model(model, out)
+
+
+def test_what_a_killed_run_left_is_taken_over(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    (tmp_path / ".out.onnx.data.tmp").write_bytes(b"left")
+    (tmp_path / ".out.onnx.tmp").write_bytes(b"left")
+    (tmp_path / ".out.onnx.lock").write_bytes(b"left")
+    quantize_model(model, out)
+    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+
+
+def test_nothing_is_left_without_a_commit(tmp_path):
+    with ModelFiles(tmp_path / "a.onnx", 4096) as files:
+        files.write(0, np.ones(8, np.uint8))
+        assert (tmp_path / ".a.onnx.data.tmp").stat().st_size == 4096
+    assert names(tmp_path) == []
