@@ -125,6 +125,9 @@ def _open_here(path: Path, revision: str | None) -> FolderSource:
         raise UnsupportedError(
             f"{path.suffix} files are not supported", file=path, hint="use the checkpoint in safetensors"
         )
+    if path.suffix == ".onnx":
+        hint = "`llmq quantize` and llmq.onnx.quantize_model quantize ONNX models; others take checkpoints only"
+        raise UnsupportedError("an ONNX model is no checkpoint", file=path, hint=hint)
     raise InputError("neither a folder nor a .safetensors file", file=path)
 
 
