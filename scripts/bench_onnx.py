@@ -1,6 +1,6 @@
-"""Measure what docs/onnx.md shows of packed decoders, and write its tables: agreement with llmq, and memory.
+"""Measure what docs/onnx.md shows, and write its tables: agreement with llmq, memory, and errors of float models.
 
-python scripts/bench_onnx.py [agreement] [memory] [--folder bench-models] [--page FILE]
+python scripts/bench_onnx.py [agreement] [memory] [float] [--folder bench-models] [--page FILE]
 
 Memory is that of a random Llama of 1.1 billion parameters, 2.2 GB, and takes some ten minutes and 8 GB of disk.
 """
@@ -21,6 +21,7 @@ from llmq.benchmarks.child import llmq, python
 from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import format_size
 from llmq.sample import write_sample
+from onnx_float import float_models
 from pages import put, table
 
 if TYPE_CHECKING:
@@ -152,7 +153,11 @@ def _script(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, str(_SCRIPTS / f"{name}.py"), *arguments], check=True)
 
 
-SECTIONS: Final[dict[str, Callable[[Path], str]]] = {"agreement": agreement, "memory": memory}
+SECTIONS: Final[dict[str, Callable[[Path], str]]] = {
+    "agreement": agreement,
+    "memory": memory,
+    "float": float_models,
+}
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
