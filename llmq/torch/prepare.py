@@ -10,6 +10,7 @@ from torch import nn
 
 from llmq.errors import InputError, UsageError
 from llmq.observers import observer_class
+from llmq.torch.fake_layers import fake_layers
 from llmq.torch.fold import fold_chains
 from llmq.torch.kinds import label
 from llmq.torch.modules import keep_to_modules, modules_by_name, to_numpy
@@ -116,11 +117,11 @@ def prepare(
     Raises
     ------
     UsageError
-        The model is a prepared one, or an override names no module of it, or nothing that could be quantized.
+        The model is a prepared one or trains, or an override names no module of it, or nothing that could be quantized.
     UnsupportedError
         A layer that integer layers cannot stand for, or nothing left to quantize.
     """
-    if calibrations(model):
+    if calibrations(model) or fake_layers(model):
         raise UsageError("prepared already", hint="prepare takes the float model")
     copied = copy.deepcopy(model).eval()
     keep_to_modules(copied)

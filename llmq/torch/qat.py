@@ -89,8 +89,8 @@ def prepare_qat(
         _make_fake(modules[name], chains[name], wanted, weight_start(name, weight, wanted.weight, starts.get(name)))
         norm = chains[name].norm
         if norm is not None and not isinstance(modules[norm], Absorbed):
-            modules[name].norm = modules[norm]
             replace_module(copied, norm, Absorbed(label(name)))
+            modules[name].norm = modules[norm]
         if name in found:
             _take_over(found[name], modules[name])
     for name, fake in fake_layers(copied).items():
