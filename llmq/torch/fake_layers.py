@@ -17,7 +17,7 @@ from llmq.learn import FakeQuantize, found_steps
 from llmq.observers import observer_class
 from llmq.torch.fake_parts import Parts, add_bias, folded, raised
 from llmq.torch.kinds import label
-from llmq.torch.modules import to_numpy
+from llmq.torch.modules import keep_threads, to_numpy
 
 if TYPE_CHECKING:
     from llmq.spec import QuantScheme, QuantSpec
@@ -134,6 +134,7 @@ class _FakeProduct(FakeLayer):
             self._look(x)
         return self.fake_input.steps(x)
 
+    @keep_threads()
     def _look(self, x: torch.Tensor) -> None:
         """Begin with the range of the first inputs."""
         observer = observer_class(self._input_spec)(self._input_spec)

@@ -13,7 +13,7 @@ from llmq.observers import observer_class
 from llmq.torch.fake_layers import fake_layers
 from llmq.torch.fold import fold_chains
 from llmq.torch.kinds import label
-from llmq.torch.modules import keep_to_modules, modules_by_name, to_numpy
+from llmq.torch.modules import keep_threads, keep_to_modules, modules_by_name, to_numpy
 from llmq.torch.schemes import schemes_of
 from llmq.torch.together import Count
 
@@ -70,6 +70,7 @@ class Calibration:
             hook.remove()
         del modules[self.chain.layer].llmq_calibration
 
+    @keep_threads()
     def _observe(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls[self.chain.layer] += 1
         if self.observer is not None:

@@ -15,7 +15,7 @@ from llmq.torch.chains import Chain, find_chains
 from llmq.torch.fake_layers import FAKE_LAYERS, FakeEmbedding, FakeLayer, fake_layers
 from llmq.torch.fold import Absorbed
 from llmq.torch.kinds import label, layer_of
-from llmq.torch.modules import keep_to_modules, modules_by_name, replace_module, skeleton
+from llmq.torch.modules import keep_threads, keep_to_modules, modules_by_name, replace_module, skeleton
 from llmq.torch.prepare import calibrations
 from llmq.torch.schemes import schemes_of
 from llmq.torch.starts import initial_by_layer, weight_start
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["parameter_groups", "prepare_qat", "step_parameters"]
 
 
+@keep_threads()
 def prepare_qat(
     model: nn.Module,
     scheme: QuantScheme | QuantSpec | None = None,

@@ -328,3 +328,14 @@ def test_what_training_gains(model):
     train(training, steps=60)
     losses = [nn.functional.cross_entropy(convert(m)(X), Y).item() for m in (calibrated, training)]
     assert losses[1] < 0.5 * losses[0]
+
+
+def test_torch_keeps_its_threads(model):
+    """The kernels of weights and of integer layers start as many as there are cores."""
+    torch.set_num_threads(1)
+    training = prepare_qat(model, TWO_BITS)
+    with torch.no_grad():
+        training(X)
+        convert(training)(X)
+        convert(prepare(model, DYNAMIC))(X)
+    assert torch.get_num_threads() == 1
