@@ -16,6 +16,7 @@ from picture_costs import draw_costs, draw_sizes
 from picture_layers import draw_channels, draw_dynamic, draw_layer
 from picture_numbers import draw_complement, draw_floats, draw_spacing
 from picture_ranges import draw_clipping, draw_staircase, draw_ten
+from picture_training import draw_gradients, draw_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,8 @@ PICTURES: Final[dict[str, Callable[[Sample], Figure]]] = {
     "layer": draw_layer,
     "costs": draw_costs,
     "sizes": draw_sizes,
+    "gradients": draw_gradients,
+    "training": draw_training,
 }
 """What draws each picture, by the name of its file."""
 

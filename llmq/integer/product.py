@@ -84,6 +84,8 @@ class ProductLayer(ABC):
         if self.grids.output is not None:
             if given is None or given.scale is None or len(weight.parts) > 1:
                 raise ValueError("integer results need a static input, and one scale for each row of the weight")
+            if (weight.scale < 0).any():
+                raise ValueError("integer results need positive scales of the weight")
             _ = self._fixed
         bits = weight.spec.bits
         largest = 1 << (bits - 1) if weight.spec.symmetric else (1 << bits) - 1

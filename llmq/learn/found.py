@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmq.learn.fake import LEAST_SCALE
-from llmq.learn.rounding import round_within
+from llmq.learn.rounding import straight
 
 if TYPE_CHECKING:
     from llmq.spec import QuantSpec
@@ -49,7 +49,7 @@ def found_grid(x: torch.Tensor, spec: QuantSpec, axes: int) -> tuple[torch.Tenso
 
 
 def found_steps(x: torch.Tensor, spec: QuantSpec, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole steps of values and the step; the gradient goes straight through, for nothing lies beyond the range.
+    """Whole steps of values and the step; all gradients go straight through, for ranges hold all values up to rounding.
 
     Parameters
     ----------
@@ -63,4 +63,5 @@ def found_steps(x: torch.Tensor, spec: QuantSpec, axes: int) -> tuple[torch.Tens
         Of a shape that broadcasts against them.
     """
     scale, zero = found_grid(x, spec, axes)
-    return round_within(x.to(torch.float32) / scale, -zero, 2.0**spec.bits - 1 - zero), scale
+    ratio = x.to(torch.float32) / scale
+    return straight(ratio, ratio.round().clamp(-zero, 2.0**spec.bits - 1 - zero)), scale

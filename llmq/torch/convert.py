@@ -12,7 +12,7 @@ from llmq.torch.fake_layers import fake_layers
 from llmq.torch.fold import Absorbed
 from llmq.torch.integer_module import IntegerModule
 from llmq.torch.kinds import geometry, label, layer_of
-from llmq.torch.modules import modules_by_name, replace_module, skeleton, to_numpy
+from llmq.torch.modules import keep_threads, modules_by_name, replace_module, skeleton, to_numpy
 from llmq.torch.prepare import calibrations
 from llmq.torch.together import Together, check_calls
 from llmq.torch.trained import trained_module
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["convert"]
 
 
+@keep_threads()
 def convert(prepared: nn.Module) -> nn.Module:
     """Make the model of integer layers of a prepared one that has seen its calibration data, or of a trained one.
 

@@ -14,10 +14,10 @@ from torch import nn
 from llmq.errors import InputError
 from llmq.integer import ActivationGrid
 from llmq.learn import FakeQuantize, found_steps
-from llmq.observers import observer_class
+from llmq.observers import MSE
 from llmq.torch.fake_parts import Parts, add_bias, folded, raised
 from llmq.torch.kinds import label
-from llmq.torch.modules import to_numpy
+from llmq.torch.modules import keep_threads, to_numpy
 
 if TYPE_CHECKING:
     from llmq.spec import QuantScheme, QuantSpec
@@ -134,9 +134,13 @@ class _FakeProduct(FakeLayer):
             self._look(x)
         return self.fake_input.steps(x)
 
+    @keep_threads()
     def _look(self, x: torch.Tensor) -> None:
-        """Begin with the range of the first inputs."""
-        observer = observer_class(self._input_spec)(self._input_spec)
+        """Begin with the first inputs.
+
+        Of least squared error, as for weights: from extremes, and from twice the mean as in LSQ, training ended worse.
+        """
+        observer = MSE(self._input_spec)
         try:
             observer.observe(to_numpy(x))
         except (TypeError, ValueError) as error:

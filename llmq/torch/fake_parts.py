@@ -21,6 +21,9 @@ _BIAS_LIMIT: Final = 2.0**30
 
 _LEAST: Final = 2.0**-126
 
+_EXACT: Final = 2.0**23
+"""Half of the whole numbers that float32 holds exactly: the other half is for sums."""
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -115,7 +118,10 @@ def add_bias(sums: torch.Tensor, bias: torch.Tensor, x_scale: torch.Tensor, w_sc
     ratio = bias.double() / step
     whole = straight(ratio, ratio.round())
     codes = whole.clamp(-_BIAS_LIMIT, _BIAS_LIMIT)
-    y = (sums + codes.to(torch.float32)) * (x_scale * w_scale)
+    # Integers add up exactly; float32 does no longer.
+    wide = codes.numel() > 0 and bool(codes.abs().max() > _EXACT)
+    total = (sums.double() + codes).to(torch.float32) if wide else sums + codes.to(torch.float32)
+    y = total * (x_scale * w_scale)
     over = whole != codes
     if not over.any():
         return y

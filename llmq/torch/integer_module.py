@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llmq.torch.kinds import kind_of
-from llmq.torch.modules import to_numpy
+from llmq.torch.modules import keep_threads, to_numpy
 
 if TYPE_CHECKING:
     from llmq.spec import QuantScheme
@@ -74,6 +74,7 @@ class IntegerModule(nn.Module):
         bias = getattr(self.layer, "bias", None)
         return int(self.layer.weight.nbytes + (0 if bias is None else bias.nbytes))
 
+    @keep_threads()
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  the name that torch's layers give it
         """Compute a linear, a convolution (and the ReLU after it), or rows of a table.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["call", "keep_to_modules", "modules_by_name", "replace_module", "skeleton", "to_numpy"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["call", "keep_threads", "keep_to_modules", "modules_by_name", "replace_module", "skeleton", "to_numpy"]
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -48,6 +52,17 @@ def keep_to_modules(model: nn.Module) -> None:
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+
+
+@contextmanager
+def keep_threads() -> Iterator[None]:
+    """Restore the number of torch's threads: kernels that start theirs set it to their own, for both are OpenMP's."""
+    count = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
 
 
 def to_numpy(x: torch.Tensor) -> np.ndarray:

@@ -10,9 +10,10 @@ from torch import nn
 
 from llmq.errors import InputError, UsageError
 from llmq.observers import observer_class
+from llmq.torch.fake_layers import fake_layers
 from llmq.torch.fold import fold_chains
 from llmq.torch.kinds import label
-from llmq.torch.modules import keep_to_modules, modules_by_name, to_numpy
+from llmq.torch.modules import keep_threads, keep_to_modules, modules_by_name, to_numpy
 from llmq.torch.schemes import schemes_of
 from llmq.torch.together import Count
 
@@ -69,6 +70,7 @@ class Calibration:
             hook.remove()
         del modules[self.chain.layer].llmq_calibration
 
+    @keep_threads()
     def _observe(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls[self.chain.layer] += 1
         if self.observer is not None:
@@ -116,11 +118,11 @@ def prepare(
     Raises
     ------
     UsageError
-        The model is a prepared one, or an override names no module of it, or nothing that could be quantized.
+        The model is a prepared one or trains, or an override names no module of it, or nothing that could be quantized.
     UnsupportedError
         A layer that integer layers cannot stand for, or nothing left to quantize.
     """
-    if calibrations(model):
+    if calibrations(model) or fake_layers(model):
         raise UsageError("prepared already", hint="prepare takes the float model")
     copied = copy.deepcopy(model).eval()
     keep_to_modules(copied)

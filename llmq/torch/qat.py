@@ -15,7 +15,7 @@ from llmq.torch.chains import Chain, find_chains
 from llmq.torch.fake_layers import FAKE_LAYERS, FakeEmbedding, FakeLayer, fake_layers
 from llmq.torch.fold import Absorbed
 from llmq.torch.kinds import label, layer_of
-from llmq.torch.modules import keep_to_modules, modules_by_name, replace_module, skeleton
+from llmq.torch.modules import keep_threads, keep_to_modules, modules_by_name, replace_module, skeleton
 from llmq.torch.prepare import calibrations
 from llmq.torch.schemes import schemes_of
 from llmq.torch.starts import initial_by_layer, weight_start
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["parameter_groups", "prepare_qat", "step_parameters"]
 
 
+@keep_threads()
 def prepare_qat(
     model: nn.Module,
     scheme: QuantScheme | QuantSpec | None = None,
@@ -89,8 +90,8 @@ def prepare_qat(
         _make_fake(modules[name], chains[name], wanted, weight_start(name, weight, wanted.weight, starts.get(name)))
         norm = chains[name].norm
         if norm is not None and not isinstance(modules[norm], Absorbed):
-            modules[name].norm = modules[norm]
             replace_module(copied, norm, Absorbed(label(name)))
+            modules[name].norm = modules[norm]
         if name in found:
             _take_over(found[name], modules[name])
     for name, fake in fake_layers(copied).items():

@@ -11,6 +11,7 @@ import torch
 from llmq.errors import UsageError
 from llmq.spec import FLOAT_DTYPES, QuantizedTensor
 from llmq.torch.fake_layers import fake_layers
+from llmq.torch.modules import keep_threads
 from llmq.torch.starts import resolved
 from llmq_kernels.pack import pack
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["quantized_tensors"]
 
 
+@keep_threads()
 def quantized_tensors(model: nn.Module) -> dict[str, QuantizedTensor]:
     """Quantized weights of a model that `prepare_qat` returned, as they are now.
 

@@ -101,10 +101,12 @@ def _assembled(layer: Any, weight: LayerWeight, bias: np.ndarray | None) -> Any:
 
 
 @torch.no_grad()
-def _input_grid(layer: FakeLayer) -> ActivationGrid | None:
+def _input_grid(layer: Any) -> ActivationGrid | None:
     spec = layer.scheme.input
-    if spec is None or layer.fake_input is None:
-        return None if spec is None else ActivationGrid(spec)
+    if spec is None or isinstance(layer, nn.Embedding):
+        return None
+    if layer.fake_input is None:
+        return ActivationGrid(spec)
     scale, point = layer.fake_input.grid()
     centred = 0 if point is None else int(point) - (1 << (spec.bits - 1))
     return ActivationGrid(spec, np.asarray(scale.item(), np.float32), np.asarray(centred, np.int32))

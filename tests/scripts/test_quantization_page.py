@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -61,7 +62,9 @@ def test_the_page_shows_every_picture(drawing):
     assert sorted(path.stem for path in (DOCS / "pictures").iterdir()) == sorted([*shown, *others])
 
 
-@pytest.mark.parametrize("name", ["complement", "floats", "spacing", "ten", "staircase", "clipping", "layer", "sizes"])
+@pytest.mark.parametrize(
+    "name", ["complement", "floats", "spacing", "ten", "staircase", "clipping", "layer", "sizes", "gradients"]
+)
 def test_pictures_are_the_same_at_every_run(drawing, name):
     first, second = drawing.draw(name, None), drawing.draw(name, None)
     assert first == second
@@ -80,3 +83,16 @@ def test_pictures_of_the_sample(drawing, sample):
         made = drawing.draw(name, sample)
         assert len(made) < 60_000
         assert ElementTree.fromstring(made).get("width") == "504pt"
+
+
+def test_the_picture_of_training_is_the_same_at_every_run(script):
+    picture = script("picture_training")
+    rng = np.random.default_rng(0)
+    weight, scale = rng.normal(size=(4, 50)), np.full((4, 1), 0.6)
+    one = picture.OnGrid(weight, scale, np.rint(weight / scale).clip(-2, 1))
+    other = picture.OnGrid(one.codes * scale, scale, one.codes)
+    with script("picture").style():
+        first, second = (script("picture").svg(picture.histograms(one, other)) for _ in range(2))
+    assert first == second
+    assert "what they round to, 0 % off" in first
+    assert ElementTree.fromstring(first).get("width") == "504pt"
