@@ -85,7 +85,7 @@ def histograms(before: OnGrid, after: OnGrid) -> Figure:
         (axes[2:], after, ORANGE, "trained for 2 bits"),
     ):
         ratio = (this.weight / this.scale).ravel()
-        counts.hist(ratio.clip(-3.5, 2.5), bins=np.linspace(-3.5, 2.5, 97), color=color)
+        counts.hist(ratio.clip(-3.5, 2.5), bins=np.linspace(-3.5, 2.5, 97), color=color, histtype="stepfilled")
         counts.set(title=f"{words}: the weights", ylabel="how many")
         for line in _CODES:
             counts.axvline(line, color=INK, linewidth=0.8, linestyle="--")
@@ -95,8 +95,8 @@ def histograms(before: OnGrid, after: OnGrid) -> Figure:
             bars.text(code, 100 * share + 2, f"{100 * share:.0f} %", ha="center", fontsize=8)
         error = float(np.sqrt(np.mean((this.codes * this.scale - this.weight) ** 2) / np.mean(this.weight**2)))
         bars.set(title=f"what they round to, {100 * error:.0f} % off", ylabel="% of them", ylim=(0, 100))
-    for ax in axes[2:]:
-        ax.set(xlabel="steps of the row's grid")
+    axes[2].set(xlabel="in steps of the row's grid; at the edges: and beyond")
+    axes[3].set(xlabel="in steps of the row's grid")
     return figure
 
 

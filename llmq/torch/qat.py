@@ -43,9 +43,9 @@ def prepare_qat(
     """Copy a model for training: train the copy as any model, then `convert` it.
 
     Its layers compute what their integers will, with gradients by the straight-through estimator; the steps of weights
-    and of static inputs are parameters that are trained with the others (LSQ). Batch norms stay while they train, for
-    at few bits they repair what rounding does to means and variances; `convert`, and the copy in eval mode, fold them
-    into steps and biases, which changes no code. The copy is in the mode of the model, which is left as it is.
+    and of static inputs are parameters that are trained with the others (LSQ). Batch norms stay while they train, so
+    that training can start from the beginning; `convert`, and the copy in eval mode, fold them into steps and biases,
+    which changes no code. The copy is in the mode of the model, which is left as it is.
 
     Parameters
     ----------

@@ -1,3 +1,4 @@
+import doctest
 import re
 from pathlib import Path
 
@@ -40,3 +41,8 @@ def test_what_the_page_shows_runs():
     exec(fourth, names)
     assert len(names["tensors"]) == 7
     assert "model.layers.0.mlp.up_proj.weight" in names["tensors"]
+
+
+def test_examples():
+    found = doctest.testmod(llmq.torch.qat)
+    assert (found.attempted > 2, found.failed) == (True, 0)
