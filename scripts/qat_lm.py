@@ -165,8 +165,10 @@ def tune(model: Path, output: Path, texts: list[Path], settings: Settings, *, ov
     ids = [i for text in texts for i in tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]]
     if len(ids) < settings.context:
         raise click.ClickException(f"the text has {len(ids)} tokens, fewer than --context {settings.context}")
+    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         initial = start_weights(model, Path(folder) / "start", settings, texts[0])
+    torch.set_num_threads(threads)  # starting kernels changes it
     trained = prepare(original.requires_grad_(True), initial, settings)
     original.requires_grad_(False)
     ready, losses = time.perf_counter(), []
