@@ -68,7 +68,7 @@ def _refuse_others(context: click.Context) -> None:
 
 
 def _print_plan(report: OnnxReport) -> None:
-    from llmq.onnx.initializers import type_name
+    from llmq.onnx.element_types import type_name
 
     groups: dict[tuple[str, ...], list[WeightPlan]] = {}
     for weight in report.plan.weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -12,10 +12,7 @@ if TYPE_CHECKING:
 
     from llmq.onnx.external import Stored
 
-__all__ = ["MICROSOFT", "Graph"]
-
-MICROSOFT: Final = "com.microsoft"
-"""Domain of the operators that ONNX Runtime adds."""
+__all__ = ["Graph"]
 
 
 class Graph:

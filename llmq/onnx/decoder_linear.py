@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from onnx import TensorProto, helper
 
-from llmq.onnx.decoder_graph import MICROSOFT
 from llmq.onnx.decoder_rows import RowProduct, multiply_in_blocks
 from llmq.onnx.external import stored_tensor
 from llmq.onnx.matmul_nbits import Blocks, blocks_of, has_fast_kernel, store_parts
+from llmq.onnx.opsets import MICROSOFT
 from llmq.runtime.linear import PackedLinear
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from llmq.errors import UnsupportedError
+from llmq.onnx.element_types import STORED_FLOATS
 from llmq.system.files import preallocate, pwrite, sync_file
 
 if TYPE_CHECKING:
@@ -24,15 +25,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.header import TensorInfo
     from llmq.system.progress import Progress
 
-__all__ = ["ONNX_FLOATS", "OwnData", "Stored", "stored_tensor"]
-
-ONNX_FLOATS: Final[dict[str, int]] = {
-    "BF16": TensorProto.BFLOAT16,
-    "F16": TensorProto.FLOAT16,
-    "F32": TensorProto.FLOAT,
-    "F64": TensorProto.DOUBLE,
-}
-"""Element types of ONNX by the float codes of safetensors."""
+__all__ = ["OwnData", "Stored", "stored_tensor"]
 
 _ALIGNMENT: Final = 64
 
@@ -99,9 +92,9 @@ def stored_tensor(info: TensorInfo, *, dtype: int | None = None, shape: tuple[in
     UnsupportedError
         A dtype that graphs cannot have.
     """
-    if dtype is None and info.dtype not in ONNX_FLOATS:
+    if dtype is None and info.dtype not in STORED_FLOATS:
         raise UnsupportedError(f"dtype {info.dtype} cannot be exported", file=info.file, tensor=info.name)
-    chosen = ONNX_FLOATS[info.dtype] if dtype is None else dtype
+    chosen = STORED_FLOATS[info.dtype] if dtype is None else dtype
     return Stored(info.name, chosen, info.shape if shape is None else shape, info.file, info.offset, info.nbytes)
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 import onnx
 
 from llmq.errors import InputError, UnsupportedError
+from llmq.onnx.opsets import opset_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmq.onnx.graph_file import GraphFile
 
-__all__ = ["check_graph", "every_tensor", "opset_of", "skeleton"]
+__all__ = ["check_graph", "every_tensor", "skeleton"]
 
 _OLDEST_OPSET: Final = 7
 """Before it, operators broadcast by attributes."""
@@ -69,11 +70,6 @@ def _is_text(message: Any) -> bool:
         if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
             return False
     return True
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Version of the standard operators that a model imports; 1 where it imports none."""
-    return next((i.version for i in proto.opset_import if i.domain in ("", "ai.onnx")), 1)
 
 
 def skeleton(file: GraphFile, *, checked: bool = True) -> onnx.ModelProto:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import llmq
 from llmq.errors import UsageError
 from llmq.methods import METHODS
-from llmq.onnx.graph_check import opset_of
 from llmq.onnx.initializers import TensorFiles
+from llmq.onnx.opsets import opset_of
 from llmq.onnx.quantize_files import refuse_output
 from llmq.onnx.quantize_model import keep_nonfinite, plan_model, read_model, stored_tensors
 from llmq.onnx.quantize_plan import Wishes

@@ -9,8 +9,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmq.errors import UnsupportedError, UsageError
+from llmq.onnx.element_types import element_bits, packed_bytes
 from llmq.onnx.graph_scopes import readers
-from llmq.onnx.initializers import element_bits
 from llmq.onnx.quantize_forms import Form, Kind, Layout
 from llmq.onnx.quantize_reasons import attribute, fixed_reason, may_be_weight, places_of
 
@@ -88,7 +88,7 @@ class WeightPlan:
     @property
     def source_bytes(self) -> int:
         """Bytes of the stored tensor."""
-        return -(-prod(self.shape) * (element_bits(self.holder.tensor.data_type) or 0) // 8)
+        return packed_bytes(prod(self.shape), element_bits(self.holder.tensor.data_type) or 0)
 
     @property
     def layouts(self) -> dict[Form, Layout]:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from llmq.evaluate.sums import normalized
 from llmq.methods import METHODS
-from llmq.onnx.initializers import FLOATS
+from llmq.onnx.element_types import FLOATS
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:

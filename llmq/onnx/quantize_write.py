@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import onnx
 
 from llmq.errors import InputError, UnsupportedError
-from llmq.onnx.graph_check import opset_of
 from llmq.onnx.graph_file import LARGE
-from llmq.onnx.graph_opset import least_ir_version
 from llmq.onnx.graph_rewrite import rewrite
+from llmq.onnx.opsets import least_ir_version, opset_of
 from llmq.onnx.quantize_files import ModelFiles, data_path
 from llmq.onnx.quantize_model import stored_tensors
 from llmq.onnx.quantize_run import Destination, SquaredError, copy_tensor, nonfinite_weights, quantize_weight
