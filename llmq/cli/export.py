@@ -17,7 +17,7 @@ from llmq.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from llmq.onnx import Exported, ExportedNetwork
+    from llmq.onnx import ExportedDecoder, ExportedNetwork
     from llmq.system.progress import Progress
 
 __all__ = ["TARGETS", "command"]
@@ -51,7 +51,9 @@ class _Shape(click.ParamType[tuple[int | None, ...]]):
         return sizes
 
 
-def _export_onnx(model: str, output: Path, progress: Progress, flags: dict[str, Any]) -> Exported | ExportedNetwork:
+def _export_onnx(
+    model: str, output: Path, progress: Progress, flags: dict[str, Any]
+) -> ExportedDecoder | ExportedNetwork:
     from llmq.onnx import export_decoder, export_saved
 
     if not model.endswith(_NETWORK):

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmq.onnx.external import Stored
+    from llmq.onnx.external import ExternalTensor
 
 __all__ = ["Graph"]
 
@@ -40,7 +40,7 @@ class Graph:
             helper.make_node(operator, list(inputs), list(outputs), outputs[0], domain=domain, **attributes)
         )
 
-    def stored(self, tensor: Stored) -> str:
+    def external(self, tensor: ExternalTensor) -> str:
         """Return the name of an initializer outside the graph; the same tensor may be asked for again."""
         self._initializers.setdefault(tensor.name, tensor.proto())
         return tensor.name

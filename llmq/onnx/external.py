@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.header import TensorInfo
     from llmq.system.progress import Progress
 
-__all__ = ["OwnData", "Stored", "stored_tensor"]
+__all__ = ["ExternalTensor", "OwnData", "checkpoint_tensor", "point_to"]
 
 _ALIGNMENT: Final = 64
 
@@ -34,7 +34,7 @@ Make = Callable[[], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class ExternalTensor:
     """Where the bytes of a tensor stand.
 
     Parameters
@@ -56,7 +56,7 @@ class Stored:
     offset: int
     nbytes: int
 
-    def part(self, start: int, stop: int, rows: int) -> Stored:
+    def part(self, start: int, stop: int, rows: int) -> ExternalTensor:
         """Take rows `start` to `stop`, `rows` at a time: of shape `(blocks, rows, ...)`."""
         step = self.nbytes // self.shape[0]
         return replace(
@@ -70,13 +70,22 @@ class Stored:
     def proto(self) -> TensorProto:
         """Return the initializer."""
         tensor = TensorProto(name=self.name, data_type=self.dtype, dims=self.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.file), ("offset", self.offset), ("length", self.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
+        point_to(tensor, self.file, self.offset, self.nbytes)
         return tensor
 
 
-def stored_tensor(info: TensorInfo, *, dtype: int | None = None, shape: tuple[int, ...] | None = None) -> Stored:
+def point_to(tensor: TensorProto, file: str, offset: int, nbytes: int) -> None:
+    """Let an initializer have its data in a file of the graph's folder, from `offset` on, and nowhere else."""
+    for name in ("raw_data", "external_data"):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def checkpoint_tensor(
+    info: TensorInfo, *, dtype: int | None = None, shape: tuple[int, ...] | None = None
+) -> ExternalTensor:
     """Use a tensor of the checkpoint where it stands.
 
     Parameters
@@ -95,12 +104,14 @@ def stored_tensor(info: TensorInfo, *, dtype: int | None = None, shape: tuple[in
     if dtype is None and info.dtype not in STORED_FLOATS:
         raise UnsupportedError(f"dtype {info.dtype} cannot be exported", file=info.file, tensor=info.name)
     chosen = STORED_FLOATS[info.dtype] if dtype is None else dtype
-    return Stored(info.name, chosen, info.shape if shape is None else shape, info.file, info.offset, info.nbytes)
+    return ExternalTensor(
+        info.name, chosen, info.shape if shape is None else shape, info.file, info.offset, info.nbytes
+    )
 
 
 @dataclass(frozen=True)
 class _Entry:
-    stored: Stored
+    tensor: ExternalTensor
     make: Make
 
 
@@ -119,7 +130,7 @@ class OwnData:
         """Of everything planned so far."""
         self._entries: list[_Entry] = []
 
-    def add(self, name: str, dtype: type[np.float32 | np.uint8], shape: tuple[int, ...], make: Make) -> Stored:
+    def add(self, name: str, dtype: type[np.float32 | np.uint8], shape: tuple[int, ...], make: Make) -> ExternalTensor:
         """Plan a tensor whose values `make` gives when it is written.
 
         Parameters
@@ -133,10 +144,10 @@ class OwnData:
         """
         kind = TensorProto.FLOAT if dtype is np.float32 else TensorProto.UINT8
         offset = -(-self.nbytes // _ALIGNMENT) * _ALIGNMENT
-        stored = Stored(name, kind, shape, self.file, offset, prod(shape) * np.dtype(dtype).itemsize)
-        self._entries.append(_Entry(stored, make))
-        self.nbytes = offset + stored.nbytes
-        return stored
+        tensor = ExternalTensor(name, kind, shape, self.file, offset, prod(shape) * np.dtype(dtype).itemsize)
+        self._entries.append(_Entry(tensor, make))
+        self.nbytes = offset + tensor.nbytes
+        return tensor
 
     def write(self, path: Path, progress: Progress) -> None:
         """Write all tensors to a new file and return once it is on the disk. Raises OSError."""
@@ -145,13 +156,13 @@ class OwnData:
             preallocate(fd, self.nbytes)
             progress.start(f"writing {self.file}", self.nbytes)
             for entry in self._entries:
-                at = entry.stored.offset
+                at = entry.tensor.offset
                 for part in entry.make():
                     data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
                     pwrite(fd, data, at)
                     at += len(data)
                     progress.advance(len(data))
-                assert at == entry.stored.offset + entry.stored.nbytes, entry.stored.name
+                assert at == entry.tensor.offset + entry.tensor.nbytes, entry.tensor.name
             sync_file(fd)
             progress.finish()
         finally:

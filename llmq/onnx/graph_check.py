@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 
-from llmq.errors import InputError, UnsupportedError
+from llmq.errors import InputError, UnsupportedError, first_line
 from llmq.onnx.opsets import opset_of
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def check_graph(file: GraphFile) -> None:
     try:
         onnx.checker.check_model(skeleton(file))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"not a sound ONNX model: {first}", file=name, hint="onnx.checker tells more") from None
+        what = f"not a sound ONNX model: {first_line(error)}"
+        raise InputError(what, file=name, hint="onnx.checker tells more") from None
 
 
 def _is_text(message: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import version_converter
 
+from llmq.errors import first_line
 from llmq.onnx.graph_check import check_graph, skeleton
 from llmq.onnx.opsets import STANDARD, least_ir_version, opset_of
 
@@ -40,8 +41,7 @@ def raise_opset(file: GraphFile, opset: int) -> GraphFile:
     try:
         converted = version_converter.convert_version(skeleton(file, checked=False), opset)
     except Exception as error:  # whatever the C++ code throws
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CannotRaiseError(f"raising it failed: {first}") from None
+        raise CannotRaiseError(f"raising it failed: {first_line(error)}") from None
     raised = replace(file, proto=_put_back(file.proto, converted, opset))
     check_graph(raised)
     return raised

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import onnx
 
 from llmq.errors import InputError, UnsupportedError
+from llmq.onnx.external import point_to
 from llmq.onnx.graph_file import LARGE
 from llmq.onnx.graph_rewrite import rewrite
 from llmq.onnx.opsets import least_ir_version, opset_of
@@ -74,16 +75,14 @@ class _Jobs:
 
     def place(self, tensor: onnx.TensorProto, nbytes: int) -> Destination:
         """Give a tensor of the output its place."""
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
         if nbytes < LARGE:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
             return Destination(tensor, nbytes, None)
         step = _PAGE if nbytes >= _PAGED else _LINE
         offset = -(-self.size // step) * step
         self.size = offset + nbytes
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self._location), ("offset", offset), ("length", nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
+        point_to(tensor, self._location, offset, nbytes)
         return Destination(tensor, nbytes, offset)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from llmq import integer
-from llmq.errors import UnsupportedError
+from llmq.errors import UnsupportedError, first_line
 from llmq.torch.fold import Absorbed
 from llmq.torch.integer_module import IntegerModule
 from llmq.torch.layers import FUNCTIONS, HINT, module_layers
@@ -46,9 +46,10 @@ def to_integer(converted: nn.Module) -> integer.Sequential:
     try:
         graph = _Tracer().trace(converted)
     except Exception as error:  # tracing runs the module's code on stand-ins, which may fail in any way
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnsupportedError(
-            f"torch.fx cannot trace it: {reason}", tensor=type(converted).__name__, expected="a chain of layers"
+            f"torch.fx cannot trace it: {first_line(error)}",
+            tensor=type(converted).__name__,
+            expected="a chain of layers",
         ) from error
     return _Chain(modules_by_name(converted), graph).read()
 

@@ -12,8 +12,8 @@ import llmq
 from llmq.architectures import decoder_config
 from llmq.checkpoint.source import open_local
 from llmq.errors import UnsupportedError, UsageError, VerificationError
-from llmq.onnx.checks import CHECKED_TOKENS, LIMITS, Agreement, agreement, check_graph, has_onnxruntime
 from llmq.onnx.decoder import OPSET, Logits, decoder_model
+from llmq.onnx.decoder_check import CHECKED_TOKENS, LIMITS, Agreement, agreement, check_file, has_onnxruntime
 from llmq.onnx.decoder_graph import Graph
 from llmq.onnx.decoder_linear import Modules
 from llmq.onnx.export_files import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from llmq.runtime.model import Model
     from llmq.system.progress import Progress
 
-__all__ = ["Exported", "export_decoder"]
+__all__ = ["ExportedDecoder", "export_decoder"]
 
 _log = logging.getLogger("llmq")
 
@@ -49,7 +49,7 @@ _CHECKED: Final = 1 << 30
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedDecoder:
     """What was written.
 
     Parameters
@@ -113,7 +113,7 @@ def export_decoder(
     check: bool | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportedDecoder:
     """Write a checkpoint as an ONNX graph, with names of inputs and outputs as Optimum has them.
 
     The graph computes from the bytes of the checkpoint's safetensors files. In another folder than theirs it gets
@@ -141,7 +141,7 @@ def export_decoder(
 
     Returns
     -------
-    Exported
+    ExportedDecoder
 
     Raises
     ------
@@ -173,7 +173,7 @@ def export_decoder(
         return _export(source, path, wishes, progress or NullProgress())
 
 
-def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progress) -> Exported:
+def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progress) -> ExportedDecoder:
     loaded = load_mapped(source.folder, compute="float32")
     own = OwnData(data_of(path).name)
     graph = _graph(source, loaded, own, wishes)
@@ -184,14 +184,14 @@ def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progres
         source.check_unchanged()
         now = staged.path(path.name)
         _write(graph, now, staged.names())
-        check_graph(now)
+        check_file(now)
         found = _agreement(now, loaded, wishes.compute, progress) if _is_checked(source, wishes) else None
         _write(graph, now, {present: later for later, present in staged.names().items()})
         staged.publish(path.name)
     finally:
         staged.discard()
     names = (path.name, own.file, *_weights(source))
-    return Exported(
+    return ExportedDecoder(
         path,
         {name: (path.parent / name).stat().st_size for name in names},
         copied,

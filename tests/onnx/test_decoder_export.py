@@ -111,10 +111,10 @@ def test_links_are_refused_where_they_would_be_read(packed, tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("stage", ["copy", "write", "check_graph", "agreement"])
+@pytest.mark.parametrize("stage", ["copy", "write", "check_file", "agreement"])
 def test_a_failure_leaves_nothing(stage, packed, tmp_path, monkeypatch):
-    target = {"copy": "llmq.onnx.export.copy", "write": "llmq.onnx.export.OwnData.write"}
-    name = target.get(stage, f"llmq.onnx.export.{stage}")
+    target = {"copy": "llmq.onnx.decoder_export.copy", "write": "llmq.onnx.decoder_export.OwnData.write"}
+    name = target.get(stage, f"llmq.onnx.decoder_export.{stage}")
 
     def fail(*arguments, **_options):
         raise KeyboardInterrupt
