@@ -55,14 +55,13 @@ def _export_onnx(
     model: str, output: Path, progress: Progress, flags: dict[str, Any]
 ) -> ExportedDecoder | ExportedNetwork:
     from llmq.onnx import export_decoder, export_saved
+    from llmq.onnx.output_files import refuse_output
 
     if not model.endswith(_NETWORK):
         _refuse(flags, _OF_NETWORKS, f"for a file of llmq.integer.save ({_NETWORK}) only")
         return export_decoder(model, output, progress=progress, **_given(flags, _OF_DECODERS))
     _refuse(flags, _OF_DECODERS, "for a language model in a folder only")
-    if output.is_dir() or (output.exists() and not flags["overwrite"]):
-        what = "is a folder" if output.is_dir() else "there is a file of that name"
-        raise UsageError(what, file=output, hint="name a file" if output.is_dir() else "replace it with --overwrite")
+    refuse_output(output, overwrite=flags["overwrite"], data=False)
     return export_saved(model, output, **_given(flags, _OF_NETWORKS))
 
 

@@ -21,6 +21,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
+        self._constants: dict[tuple[Any, ...], str] = {}
 
     @property
     def initializers(self) -> tuple[TensorProto, ...]:
@@ -48,8 +49,8 @@ class Graph:
     def constant(self, values: Any, dtype: type[np.generic] = np.int64) -> str:
         """Return the name of a small constant within the graph; equal ones are one."""
         array = np.asarray(values, dtype)
-        text = "x".join(map(str, array.ravel().tolist())) if array.size <= 8 else str(len(self._initializers))
-        name = f"constant.{array.dtype}.{array.ndim}.{text}"
-        if name not in self._initializers:
+        key = (array.tobytes(), array.dtype.name, array.shape)
+        if key not in self._constants:
+            name = self._constants[key] = f"constant.{len(self._constants)}"
             self._initializers[name] = numpy_helper.from_array(array, name)
-        return name
+        return self._constants[key]

@@ -6,7 +6,6 @@ used where they stand; what the checkpoint does not hold as runtimes want it goe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
@@ -17,7 +16,7 @@ from onnx import TensorProto
 
 from llmq.errors import UnsupportedError
 from llmq.onnx.element_types import STORED_FLOATS
-from llmq.system.files import preallocate, pwrite, sync_file
+from llmq.onnx.output_files import DataFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,19 +150,14 @@ class OwnData:
 
     def write(self, path: Path, progress: Progress) -> None:
         """Write all tensors to a new file and return once it is on the disk. Raises OSError."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            preallocate(fd, self.nbytes)
+        with DataFile(path, self.nbytes) as file:
             progress.start(f"writing {self.file}", self.nbytes)
             for entry in self._entries:
                 at = entry.tensor.offset
                 for part in entry.make():
-                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-                    pwrite(fd, data, at)
-                    at += len(data)
-                    progress.advance(len(data))
+                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    file.write(at, data)
+                    at += data.size
+                    progress.advance(data.size)
                 assert at == entry.tensor.offset + entry.tensor.nbytes, entry.tensor.name
-            sync_file(fd)
-            progress.finish()
-        finally:
-            os.close(fd)
+        progress.finish()

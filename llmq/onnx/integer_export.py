@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, checker, helper, shape_inference
 import llmq
 from llmq import integer
 from llmq.errors import UnsupportedError, UsageError
+from llmq.onnx.graph_file import LARGEST_MESSAGE
 from llmq.onnx.integer_activations import floats_of
 from llmq.onnx.integer_graph import Graph, Style, Value
 from llmq.onnx.integer_inputs import input_of
@@ -36,8 +37,8 @@ __all__ = ["ExportedNetwork", "export_integer", "export_saved", "integer_model"]
 _OPSETS: Final = (FOUR_BIT_OPSET, TWO_BIT_OPSET)
 """Versions of the operators that hold what is needed, and that onnxruntime runs."""
 
-_LARGEST: Final = (1 << 31) - (1 << 20)
-"""Bytes of tensors that a protobuf message takes, less some for the nodes."""
+_LARGEST: Final = LARGEST_MESSAGE - (1 << 20)
+"""Bytes of tensors that go into one file, with some left for the nodes."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,21 @@ class Wishes:
     integer: bool = False
     keep: frozenset[str] = frozenset()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what the output's metadata tells of them."""
+        recipe, spec = self.recipe, self.recipe.spec
+        return {
+            "bits": spec.bits,
+            "group_size": spec.group_size,
+            "symmetric": spec.symmetric,
+            "range": spec.range,
+            "method": recipe.method,
+            "activations": "int8" if self.integer else "float",
+            "embeddings": recipe.embeddings,
+            "ignore": list(recipe.ignore),
+            "set": [{"pattern": o.pattern} | o.changes() for o in recipe.overrides],
+        }
+
 
 class Limit(NamedTuple):
     """The newest set of standard operators that may be used, and why no newer one."""
