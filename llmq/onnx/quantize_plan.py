@@ -235,8 +235,7 @@ def _check_spec(spec: QuantSpec, name: str, *, integer: bool, grouped: bool) -> 
     widths, size = _WIDTHS[integer], spec.group_size
     if spec.bits not in widths:
         hint = "--bits, --embeddings or --set choose it" if integer else "7 bits are for --activations int8"
-        expected = "/".join(map(str, widths))
-        expected = f"{expected} bits"
+        expected = f"{'/'.join(map(str, widths))} bits"
         raise UsageError(
             "no ONNX operator reads such codes", tensor=name, expected=expected, found=spec.bits, hint=hint
         )
