@@ -59,7 +59,8 @@ def _export_onnx(
 
     if not model.endswith(_NETWORK):
         _refuse(flags, _OF_NETWORKS, f"for a file of llmq.integer.save ({_NETWORK}) only")
-        return export_decoder(model, output, progress=progress, **_given(flags, _OF_DECODERS))
+        given = _given(flags, _OF_DECODERS)
+        return export_decoder(model, output, overwrite=flags["overwrite"], progress=progress, **given)
     _refuse(flags, _OF_DECODERS, "for a language model in a folder only")
     refuse_output(output, overwrite=flags["overwrite"], data=False)
     return export_saved(model, output, **_given(flags, _OF_NETWORKS))
@@ -73,9 +74,8 @@ def _refuse(flags: dict[str, Any], names: Collection[str], why: str) -> None:
 
 
 def _given(flags: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Flags of these names that were given, and what all exports take."""
-    found = {name: flags[name] for name in names if flags[name] is not None}
-    return found | ({"overwrite": flags["overwrite"]} if names is _OF_DECODERS else {})
+    """Flags of these names that were given."""
+    return {name: flags[name] for name in names if flags[name] is not None}
 
 
 def _tell_onnx(found: Any) -> None:

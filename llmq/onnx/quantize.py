@@ -12,7 +12,7 @@ from llmq.methods import METHODS
 from llmq.onnx.initializers import TensorFiles
 from llmq.onnx.opsets import opset_of
 from llmq.onnx.output_files import refuse_output
-from llmq.onnx.quantize_model import keep_nonfinite, plan_model, read_model, stored_tensors
+from llmq.onnx.planned_model import keep_nonfinite, plan_model, read_model, stored_tensors
 from llmq.onnx.quantize_plan import Wishes
 from llmq.onnx.quantize_report import OnnxReport
 from llmq.onnx.quantize_run import STRIP_ELEMENTS

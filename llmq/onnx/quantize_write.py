@@ -14,7 +14,7 @@ from llmq.onnx.graph_file import LARGE, LARGEST_MESSAGE
 from llmq.onnx.graph_rewrite import rewrite
 from llmq.onnx.opsets import least_ir_version, opset_of
 from llmq.onnx.output_files import DataFile, Staged, check_room, data_path
-from llmq.onnx.quantize_model import stored_tensors
+from llmq.onnx.planned_model import stored_tensors
 from llmq.onnx.quantize_run import Destination, SquaredError, copy_tensor, nonfinite_weights, quantize_weight
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from llmq.onnx.graph_scopes import Holder
     from llmq.onnx.initializers import StoredTensor, TensorFiles
+    from llmq.onnx.planned_model import PlannedModel
     from llmq.onnx.quantize_forms import Form, Layout, Part
-    from llmq.onnx.quantize_model import PlannedModel
     from llmq.onnx.quantize_plan import WeightPlan, Wishes
     from llmq.system.progress import Progress
 
