@@ -31,6 +31,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, or its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class LlmqError(Exception):
     """An error with one clear line and, where one helps, a hint.
 

@@ -17,7 +17,7 @@ from llmq.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from llmq.onnx import Exported, ExportedNetwork
+    from llmq.onnx import ExportedDecoder, ExportedNetwork
     from llmq.system.progress import Progress
 
 __all__ = ["TARGETS", "command"]
@@ -51,16 +51,18 @@ class _Shape(click.ParamType[tuple[int | None, ...]]):
         return sizes
 
 
-def _export_onnx(model: str, output: Path, progress: Progress, flags: dict[str, Any]) -> Exported | ExportedNetwork:
+def _export_onnx(
+    model: str, output: Path, progress: Progress, flags: dict[str, Any]
+) -> ExportedDecoder | ExportedNetwork:
     from llmq.onnx import export_decoder, export_saved
+    from llmq.onnx.output_files import refuse_output
 
     if not model.endswith(_NETWORK):
         _refuse(flags, _OF_NETWORKS, f"for a file of llmq.integer.save ({_NETWORK}) only")
-        return export_decoder(model, output, progress=progress, **_given(flags, _OF_DECODERS))
+        given = _given(flags, _OF_DECODERS)
+        return export_decoder(model, output, overwrite=flags["overwrite"], progress=progress, **given)
     _refuse(flags, _OF_DECODERS, "for a language model in a folder only")
-    if output.is_dir() or (output.exists() and not flags["overwrite"]):
-        what = "is a folder" if output.is_dir() else "there is a file of that name"
-        raise UsageError(what, file=output, hint="name a file" if output.is_dir() else "replace it with --overwrite")
+    refuse_output(output, overwrite=flags["overwrite"], data=False)
     return export_saved(model, output, **_given(flags, _OF_NETWORKS))
 
 
@@ -72,9 +74,8 @@ def _refuse(flags: dict[str, Any], names: Collection[str], why: str) -> None:
 
 
 def _given(flags: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Flags of these names that were given, and what all exports take."""
-    found = {name: flags[name] for name in names if flags[name] is not None}
-    return found | ({"overwrite": flags["overwrite"]} if names is _OF_DECODERS else {})
+    """Flags of these names that were given."""
+    return {name: flags[name] for name in names if flags[name] is not None}
 
 
 def _tell_onnx(found: Any) -> None:

@@ -39,11 +39,6 @@ def quantize_onnx(flags: dict[str, Any], *, as_json: bool) -> None:
     wanted = {name: flags[name] for name in _FLAGS}
     wanted["method"] = wanted["method"] or "mse"
     wanted["activations"] = wanted["activations"] or "float"
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        hint = "pip install 'numba-llmq[onnx]'"
-        raise UsageError("ONNX models need the package onnx, which is not installed", hint=hint) from None
     if not wanted["dry_run"]:
         prepare_kernels(wanted["threads"])
     from llmq.onnx import quantize_model
@@ -68,7 +63,7 @@ def _refuse_others(context: click.Context) -> None:
 
 
 def _print_plan(report: OnnxReport) -> None:
-    from llmq.onnx.initializers import type_name
+    from llmq.onnx.element_types import type_name
 
     groups: dict[tuple[str, ...], list[WeightPlan]] = {}
     for weight in report.plan.weights:

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from llmq.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmq.onnx.checks import Agreement, agreement
-    from llmq.onnx.export import Exported, export_decoder
-    from llmq.onnx.integer import ExportedNetwork, export_integer, export_saved, integer_model
+    from llmq.onnx.decoder_check import Agreement, agreement
+    from llmq.onnx.decoder_export import ExportedDecoder, export_decoder
+    from llmq.onnx.integer_export import ExportedNetwork, export_integer, export_saved, integer_model
     from llmq.onnx.quantize import quantize_model
     from llmq.onnx.quantize_report import OnnxReport
 
 __all__ = [
     "Agreement",
-    "Exported",
+    "ExportedDecoder",
     "ExportedNetwork",
     "OnnxReport",
     "agreement",
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Agreement": "llmq.onnx.checks",
-    "Exported": "llmq.onnx.export",
-    "ExportedNetwork": "llmq.onnx.integer",
+    "Agreement": "llmq.onnx.decoder_check",
+    "ExportedDecoder": "llmq.onnx.decoder_export",
+    "ExportedNetwork": "llmq.onnx.integer_export",
     "OnnxReport": "llmq.onnx.quantize_report",
-    "agreement": "llmq.onnx.checks",
-    "export_decoder": "llmq.onnx.export",
-    "export_integer": "llmq.onnx.integer",
-    "export_saved": "llmq.onnx.integer",
-    "integer_model": "llmq.onnx.integer",
+    "agreement": "llmq.onnx.decoder_check",
+    "export_decoder": "llmq.onnx.decoder_export",
+    "export_integer": "llmq.onnx.integer_export",
+    "export_saved": "llmq.onnx.integer_export",
+    "integer_model": "llmq.onnx.integer_export",
     "quantize_model": "llmq.onnx.quantize",
 }
 

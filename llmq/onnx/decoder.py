@@ -19,8 +19,8 @@ import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 import llmq
-from llmq.onnx.decoder_graph import MICROSOFT, Graph
 from llmq.onnx.decoder_rotary import add_rotation
+from llmq.onnx.opsets import MICROSOFT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from llmq.architectures import DecoderConfig
+    from llmq.onnx.decoder_graph import Graph
     from llmq.onnx.decoder_linear import Modules
     from llmq.runtime.decoder import Decoder
     from llmq.runtime.stack import Attention, Mlp

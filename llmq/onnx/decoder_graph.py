@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -10,12 +10,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmq.onnx.external import Stored
+    from llmq.onnx.external import ExternalTensor
 
-__all__ = ["MICROSOFT", "Graph"]
-
-MICROSOFT: Final = "com.microsoft"
-"""Domain of the operators that ONNX Runtime adds."""
+__all__ = ["Graph"]
 
 
 class Graph:
@@ -24,6 +21,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
+        self._constants: dict[tuple[Any, ...], str] = {}
 
     @property
     def initializers(self) -> tuple[TensorProto, ...]:
@@ -43,7 +41,7 @@ class Graph:
             helper.make_node(operator, list(inputs), list(outputs), outputs[0], domain=domain, **attributes)
         )
 
-    def stored(self, tensor: Stored) -> str:
+    def external(self, tensor: ExternalTensor) -> str:
         """Return the name of an initializer outside the graph; the same tensor may be asked for again."""
         self._initializers.setdefault(tensor.name, tensor.proto())
         return tensor.name
@@ -51,8 +49,8 @@ class Graph:
     def constant(self, values: Any, dtype: type[np.generic] = np.int64) -> str:
         """Return the name of a small constant within the graph; equal ones are one."""
         array = np.asarray(values, dtype)
-        text = "x".join(map(str, array.ravel().tolist())) if array.size <= 8 else str(len(self._initializers))
-        name = f"constant.{array.dtype}.{array.ndim}.{text}"
-        if name not in self._initializers:
+        key = (array.tobytes(), array.dtype.name, array.shape)
+        if key not in self._constants:
+            name = self._constants[key] = f"constant.{len(self._constants)}"
             self._initializers[name] = numpy_helper.from_array(array, name)
-        return name
+        return self._constants[key]

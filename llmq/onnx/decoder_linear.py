@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from onnx import TensorProto, helper
 
-from llmq.onnx.decoder_graph import MICROSOFT
 from llmq.onnx.decoder_rows import RowProduct, multiply_in_blocks
-from llmq.onnx.external import stored_tensor
+from llmq.onnx.external import checkpoint_tensor
 from llmq.onnx.matmul_nbits import Blocks, blocks_of, has_fast_kernel, store_parts
+from llmq.onnx.opsets import MICROSOFT
 from llmq.runtime.linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llmq.checkpoint.header import TensorInfo
     from llmq.onnx.decoder_graph import Graph
-    from llmq.onnx.external import OwnData, Stored
+    from llmq.onnx.external import ExternalTensor, OwnData
     from llmq.onnx.matmul_nbits import Compute, PackedParts
     from llmq.runtime.linear import Linear
 
@@ -59,7 +59,7 @@ class Modules:
 
     def vector(self, values: np.ndarray, name: str) -> str:
         """Add a norm's weight or a bias, float32 (size,), under the name of its tensor."""
-        return self.graph.stored(self.own.add(name, np.float32, values.shape, lambda: (values,)))
+        return self.graph.external(self.own.add(name, np.float32, values.shape, lambda: (values,)))
 
     def linear(self, linear: Linear, module: str, x: str) -> str:
         """Multiply `x`, float32 (batch, sequence, in_features), by a module's weight and add its bias."""
@@ -77,10 +77,10 @@ class Modules:
         """Look up rows of a module's weight, float32 (batch, sequence, in_features)."""
         name = f"{module}.rows"
         if not isinstance(table, PackedLinear):
-            found = self.graph.node("Gather", [self.graph.stored(self._dense(module)), ids], f"{name}.stored", axis=0)
+            found = self.graph.node("Gather", [self.graph.external(self._dense(module)), ids], f"{name}.stored", axis=0)
             return self.graph.node("Cast", [found], name, to=TensorProto.FLOAT)
         parts, blocks = self._parts(table, module)
-        codes, scales, *zero_points = (self.graph.stored(tensor) for tensor in parts.tensors)
+        codes, scales, *zero_points = (self.graph.external(tensor) for tensor in parts.tensors)
         return self.graph.node(
             "GatherBlockQuantized",
             [codes, ids, scales, *zero_points],
@@ -99,7 +99,7 @@ class Modules:
         tensors = (codes, *parts.tensors[1:])
         fixed = blocks.attributes | {"K": columns, "accuracy_level": _ACCURACY_LEVELS[self.compute]}
         if has_fast_kernel(blocks, self.compute):
-            inputs = [x, *(self.graph.stored(tensor) for tensor in tensors)]
+            inputs = [x, *(self.graph.external(tensor) for tensor in tensors)]
             self.graph.node("MatMulNBits", inputs, name, domain=MICROSOFT, N=rows, **fixed)
             return
 
@@ -140,8 +140,8 @@ class Modules:
 
         multiply_in_blocks(self.graph, RowProduct(name, shape, (self._dense(module),), nodes))
 
-    def _dense(self, module: str) -> Stored:
-        return stored_tensor(self.infos[f"{module}.weight"])
+    def _dense(self, module: str) -> ExternalTensor:
+        return checkpoint_tensor(self.infos[f"{module}.weight"])
 
     def _parts(self, linear: PackedLinear, module: str) -> tuple[PackedParts, Blocks]:
         """Parts of a packed weight; a tied one is asked for twice."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
     from llmq.onnx.decoder_graph import Graph
-    from llmq.onnx.external import Stored
+    from llmq.onnx.external import ExternalTensor
 
 __all__ = ["RowProduct", "block_rows", "multiply_in_blocks"]
 
@@ -37,7 +37,7 @@ class RowProduct:
         Of the result.
     shape : (int, int)
         `(out_features, in_features)`.
-    tensors : tuple of Stored
+    tensors : tuple of ExternalTensor
         What rows are made of; the first axis of each is `out_features`.
     nodes : callable
         Given names of a block's tensors, of its result and the number of its rows, returns the nodes that compute it.
@@ -45,7 +45,7 @@ class RowProduct:
 
     name: str
     shape: tuple[int, int]
-    tensors: tuple[Stored, ...]
+    tensors: tuple[ExternalTensor, ...]
     nodes: Callable[[Sequence[str], str, int], list[NodeProto]]
 
 
@@ -91,7 +91,7 @@ def _scan(graph: Graph, product: RowProduct, start: int, stop: int, rows: int) -
     )
     stacked = graph.node(  # (batch, sequence, blocks, rows)
         "Scan",
-        [graph.stored(block) for block in blocks],
+        [graph.external(block) for block in blocks],
         f"{name}.stacked",
         num_scan_inputs=len(blocks),
         body=body,

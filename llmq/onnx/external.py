@@ -6,7 +6,6 @@ used where they stand; what the checkpoint does not hold as runtimes want it goe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
@@ -16,7 +15,8 @@ import numpy as np
 from onnx import TensorProto
 
 from llmq.errors import UnsupportedError
-from llmq.system.files import preallocate, pwrite, sync_file
+from llmq.onnx.element_types import STORED_FLOATS
+from llmq.onnx.output_files import DataFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,15 +24,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.header import TensorInfo
     from llmq.system.progress import Progress
 
-__all__ = ["ONNX_FLOATS", "OwnData", "Stored", "stored_tensor"]
-
-ONNX_FLOATS: Final[dict[str, int]] = {
-    "BF16": TensorProto.BFLOAT16,
-    "F16": TensorProto.FLOAT16,
-    "F32": TensorProto.FLOAT,
-    "F64": TensorProto.DOUBLE,
-}
-"""Element types of ONNX by the float codes of safetensors."""
+__all__ = ["ExternalTensor", "OwnData", "checkpoint_tensor", "point_to"]
 
 _ALIGNMENT: Final = 64
 
@@ -41,7 +33,7 @@ Make = Callable[[], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class ExternalTensor:
     """Where the bytes of a tensor stand.
 
     Parameters
@@ -63,7 +55,7 @@ class Stored:
     offset: int
     nbytes: int
 
-    def part(self, start: int, stop: int, rows: int) -> Stored:
+    def part(self, start: int, stop: int, rows: int) -> ExternalTensor:
         """Take rows `start` to `stop`, `rows` at a time: of shape `(blocks, rows, ...)`."""
         step = self.nbytes // self.shape[0]
         return replace(
@@ -77,13 +69,22 @@ class Stored:
     def proto(self) -> TensorProto:
         """Return the initializer."""
         tensor = TensorProto(name=self.name, data_type=self.dtype, dims=self.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.file), ("offset", self.offset), ("length", self.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
+        point_to(tensor, self.file, self.offset, self.nbytes)
         return tensor
 
 
-def stored_tensor(info: TensorInfo, *, dtype: int | None = None, shape: tuple[int, ...] | None = None) -> Stored:
+def point_to(tensor: TensorProto, file: str, offset: int, nbytes: int) -> None:
+    """Let an initializer have its data in a file of the graph's folder, from `offset` on, and nowhere else."""
+    for name in ("raw_data", "external_data"):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def checkpoint_tensor(
+    info: TensorInfo, *, dtype: int | None = None, shape: tuple[int, ...] | None = None
+) -> ExternalTensor:
     """Use a tensor of the checkpoint where it stands.
 
     Parameters
@@ -99,15 +100,17 @@ def stored_tensor(info: TensorInfo, *, dtype: int | None = None, shape: tuple[in
     UnsupportedError
         A dtype that graphs cannot have.
     """
-    if dtype is None and info.dtype not in ONNX_FLOATS:
+    if dtype is None and info.dtype not in STORED_FLOATS:
         raise UnsupportedError(f"dtype {info.dtype} cannot be exported", file=info.file, tensor=info.name)
-    chosen = ONNX_FLOATS[info.dtype] if dtype is None else dtype
-    return Stored(info.name, chosen, info.shape if shape is None else shape, info.file, info.offset, info.nbytes)
+    chosen = STORED_FLOATS[info.dtype] if dtype is None else dtype
+    return ExternalTensor(
+        info.name, chosen, info.shape if shape is None else shape, info.file, info.offset, info.nbytes
+    )
 
 
 @dataclass(frozen=True)
 class _Entry:
-    stored: Stored
+    tensor: ExternalTensor
     make: Make
 
 
@@ -126,7 +129,7 @@ class OwnData:
         """Of everything planned so far."""
         self._entries: list[_Entry] = []
 
-    def add(self, name: str, dtype: type[np.float32 | np.uint8], shape: tuple[int, ...], make: Make) -> Stored:
+    def add(self, name: str, dtype: type[np.float32 | np.uint8], shape: tuple[int, ...], make: Make) -> ExternalTensor:
         """Plan a tensor whose values `make` gives when it is written.
 
         Parameters
@@ -140,26 +143,21 @@ class OwnData:
         """
         kind = TensorProto.FLOAT if dtype is np.float32 else TensorProto.UINT8
         offset = -(-self.nbytes // _ALIGNMENT) * _ALIGNMENT
-        stored = Stored(name, kind, shape, self.file, offset, prod(shape) * np.dtype(dtype).itemsize)
-        self._entries.append(_Entry(stored, make))
-        self.nbytes = offset + stored.nbytes
-        return stored
+        tensor = ExternalTensor(name, kind, shape, self.file, offset, prod(shape) * np.dtype(dtype).itemsize)
+        self._entries.append(_Entry(tensor, make))
+        self.nbytes = offset + tensor.nbytes
+        return tensor
 
     def write(self, path: Path, progress: Progress) -> None:
         """Write all tensors to a new file and return once it is on the disk. Raises OSError."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            preallocate(fd, self.nbytes)
+        with DataFile(path, self.nbytes) as file:
             progress.start(f"writing {self.file}", self.nbytes)
             for entry in self._entries:
-                at = entry.stored.offset
+                at = entry.tensor.offset
                 for part in entry.make():
-                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-                    pwrite(fd, data, at)
-                    at += len(data)
-                    progress.advance(len(data))
-                assert at == entry.stored.offset + entry.stored.nbytes, entry.stored.name
-            sync_file(fd)
-            progress.finish()
-        finally:
-            os.close(fd)
+                    data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    file.write(at, data)
+                    at += data.size
+                    progress.advance(data.size)
+                assert at == entry.tensor.offset + entry.tensor.nbytes, entry.tensor.name
+        progress.finish()

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 
-from llmq.errors import InputError, UnsupportedError
+from llmq.errors import InputError, UnsupportedError, first_line
+from llmq.onnx.opsets import opset_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmq.onnx.graph_file import GraphFile
 
-__all__ = ["check_graph", "every_tensor", "opset_of", "skeleton"]
+__all__ = ["check_graph", "every_tensor", "skeleton"]
 
 _OLDEST_OPSET: Final = 7
 """Before it, operators broadcast by attributes."""
@@ -56,8 +57,8 @@ def check_graph(file: GraphFile) -> None:
     try:
         onnx.checker.check_model(skeleton(file))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"not a sound ONNX model: {first}", file=name, hint="onnx.checker tells more") from None
+        what = f"not a sound ONNX model: {first_line(error)}"
+        raise InputError(what, file=name, hint="onnx.checker tells more") from None
 
 
 def _is_text(message: Any) -> bool:
@@ -69,11 +70,6 @@ def _is_text(message: Any) -> bool:
         if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
             return False
     return True
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Version of the standard operators that a model imports; 1 where it imports none."""
-    return next((i.version for i in proto.opset_import if i.domain in ("", "ai.onnx")), 1)
 
 
 def skeleton(file: GraphFile, *, checked: bool = True) -> onnx.ModelProto:

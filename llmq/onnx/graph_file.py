@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["LARGE", "GraphFile", "Region", "read_graph"]
+__all__ = ["LARGE", "LARGEST_MESSAGE", "GraphFile", "Region", "read_graph"]
 
 LARGE: Final = 1024
 """Bytes from which on the data of a tensor stands outside the structure, here and in what is written."""
 
-_MOST: Final = (1 << 31) - 1
-"""Bytes of a message that protobuf can hold."""
+LARGEST_MESSAGE: Final = (1 << 31) - 1
+"""Bytes that protobuf can hold."""
 
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -164,7 +164,7 @@ class _Walk:
             yield _Field(tag >> 3, wire, head, length)
 
     def _copy(self, field: _Field, out: bytearray) -> None:
-        if len(out) + field.length > _MOST:
+        if len(out) + field.length > LARGEST_MESSAGE:
             raise InputError(
                 "its structure alone is larger than protobuf can hold",
                 file=self._name,

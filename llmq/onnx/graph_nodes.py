@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from llmq.onnx.opsets import MICROSOFT
 from llmq.onnx.quantize_forms import Kind, Layout
 
 if TYPE_CHECKING:
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
     from llmq.onnx.graph_scopes import Scope, Use
 
-__all__ = ["BUILDERS", "MICROSOFT", "Emitter", "Names", "Site"]
-
-MICROSOFT: Final = "com.microsoft"
-"""Domain of the operators that only ONNX Runtime has."""
+__all__ = ["BUILDERS", "Emitter", "Names", "Site"]
 
 _FLOAT: Final = onnx.TensorProto.FLOAT
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from onnx import helper
 
-from llmq.onnx.graph_nodes import BUILDERS, MICROSOFT, Emitter, Names, Site
+from llmq.onnx.graph_nodes import BUILDERS, Emitter, Names, Site
+from llmq.onnx.opsets import MICROSOFT
 
 if TYPE_CHECKING:
     import onnx

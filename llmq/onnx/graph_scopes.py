@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from llmq.onnx.initializers import FLOATS
+from llmq.onnx.element_types import FLOATS
+from llmq.onnx.opsets import STANDARD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Constant", "Holder", "Scope", "Use", "readers", "scopes_of"]
-
-_STANDARD: Final = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +117,7 @@ class Scope:
 
     def _follow(self, node: onnx.NodeProto) -> Constant | None:
         """What a node makes of a constant without changing its values."""
-        if node.domain not in _STANDARD or len(node.output) != 1:
+        if node.domain not in STANDARD or len(node.output) != 1:
             return None
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type == "Constant":

@@ -13,56 +13,26 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
-import ml_dtypes
-import numpy as np
 import onnx
 
 from llmq.checkpoint.safe_open import Signature, allowed_roots, open_inside, signature_of
 from llmq.errors import InputError
+from llmq.onnx.element_types import element_bits, packed_bytes
 from llmq.onnx.graph_file import Region
 from llmq.system.files import preadv
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import numpy as np
+
     from llmq.onnx.graph_file import GraphFile
 
-__all__ = ["FLOATS", "StoredTensor", "TensorFiles", "element_bits", "type_name"]
+__all__ = ["StoredTensor", "TensorFiles"]
 
 _TYPE: Final = onnx.TensorProto
-FLOATS: Final[dict[int, np.dtype[Any]]] = {
-    _TYPE.FLOAT: np.dtype("<f4"),
-    _TYPE.FLOAT16: np.dtype("<f2"),
-    _TYPE.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-    _TYPE.DOUBLE: np.dtype("<f8"),
-}
-"""NumPy dtypes of the floats that weights come in, by the number of their type."""
-
-_BITS: Final = {
-    8: ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
-    16: ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
-    32: ("FLOAT", "INT32", "UINT32"),
-    64: ("INT64", "UINT64", "DOUBLE", "COMPLEX64"),
-    128: ("COMPLEX128",),
-    6: ("FLOAT6E2M3", "FLOAT6E3M2"),
-    4: ("UINT4", "INT4", "FLOAT4E2M1"),
-    2: ("UINT2", "INT2"),
-}
-_BITS_BY_NAME: Final = {name: bits for bits, names in _BITS.items() for name in names}
-_NAMES: Final[dict[int, str]] = {number: name for name, number in _TYPE.DataType.items()}
 _KEYS: Final = frozenset({"location", "offset", "length", "checksum", "basepath"})
 _LONGEST_NAME: Final = 4096
-
-
-def type_name(data_type: int) -> str:
-    """Name of a type by its number, as in ``float16``."""
-    name = _NAMES.get(data_type, str(data_type)).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def element_bits(data_type: int) -> int | None:
-    """Bits of an element of a type; None for text and for unknown types."""
-    return _BITS_BY_NAME.get(_NAMES.get(data_type, ""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +165,7 @@ class TensorFiles:
             raise self._wrong("its shape is negative", name, found=list(tensor.dims))
         if bits is None and tensor.data_type != _TYPE.STRING:
             raise self._wrong("unknown data type", name, found=tensor.data_type)
-        return -(-prod(map(int, tensor.dims)) * (bits or 0) // 8)
+        return packed_bytes(prod(map(int, tensor.dims)), bits or 0)
 
     def _external(self, tensor: onnx.TensorProto, name: str) -> tuple[str, Region]:
         fields = {entry.key: entry.value for entry in tensor.external_data}

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from onnx import TensorProto, defs, helper, numpy_helper
+from onnx import defs, helper, numpy_helper
 
-from llmq_kernels.pack import pack
+from llmq.onnx.element_types import code_type, packed_codes
+from llmq.onnx.opsets import FOUR_BIT_OPSET, TWO_BIT_OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnx import NodeProto
+    from onnx import NodeProto, TensorProto
 
     from llmq.integer import ActivationGrid
 
 __all__ = ["Graph", "Style", "Value"]
 
 Style = Literal["qdq", "qoperator"]
-
-_BASE_OPSET: Final = 21
-"""The first with blocked `DequantizeLinear` and 4-bit types."""
-
-_TWO_BIT_OPSET: Final = 25
-"""The first with 2-bit types."""
-
-_PACKED: Final = {(4, False): "UINT4", (4, True): "INT4", (2, False): "UINT2", (2, True): "INT2"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Graph:
         self.initializers: list[TensorProto] = []
         self.encoded: dict[tuple[Any, ...], Any] = {}
         self._wanted = opset
-        self._opset = opset or _BASE_OPSET
+        self._opset = opset or FOUR_BIT_OPSET
         self._names: Counter[str] = Counter()
 
     @property
@@ -121,8 +114,8 @@ class Graph:
 
     def packed_bits(self, bits: int) -> int:
         """Narrowest width of an ONNX type that holds codes of `bits` bits: 2, 4 or 8."""
-        two = self._wanted is None or self._wanted >= _TWO_BIT_OPSET
-        if bits <= 2 and two and defs.onnx_opset_version() >= _TWO_BIT_OPSET:
+        two = self._wanted is None or self._wanted >= TWO_BIT_OPSET
+        if bits <= 2 and two and defs.onnx_opset_version() >= TWO_BIT_OPSET:
             return 2
         return 4 if bits <= 4 else 8
 
@@ -131,11 +124,9 @@ class Graph:
         if bits == 8:
             return self.constant(name, codes)
         if bits == 2:
-            self._opset = max(self._opset, _TWO_BIT_OPSET)
+            self._opset = max(self._opset, TWO_BIT_OPSET)
         name = self._unique(name)
-        kind = getattr(TensorProto, _PACKED[bits, codes.dtype.kind == "i"])
-        flat = (codes.reshape(1, -1).astype(np.int16) & ((1 << bits) - 1)).astype(np.uint8)
-        data = pack(flat, bits).tobytes()[: -(-flat.size * bits // 8)]
+        kind, data = code_type(bits, signed=codes.dtype.kind == "i"), packed_codes(codes, bits).tobytes()
         self.initializers.append(helper.make_tensor(name, kind, codes.shape, data, raw=True))
         return name
 

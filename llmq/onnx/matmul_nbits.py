@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from llmq.errors import UnsupportedError
-from llmq.onnx.external import Stored, stored_tensor
+from llmq.onnx.external import ExternalTensor, checkpoint_tensor
 from llmq_kernels.pack import pack, unpack
 
 if TYPE_CHECKING:
@@ -107,20 +107,20 @@ class PackedParts:
 
     Parameters
     ----------
-    codes : Stored
+    codes : ExternalTensor
         uint8 (out_features, row_bytes).
-    scales : Stored
+    scales : ExternalTensor
         float32 (out_features, n_blocks).
-    zero_points : Stored or None
+    zero_points : ExternalTensor or None
         uint8 (out_features, ceil(n_blocks * bits / 8)).
     """
 
-    codes: Stored
-    scales: Stored
-    zero_points: Stored | None
+    codes: ExternalTensor
+    scales: ExternalTensor
+    zero_points: ExternalTensor | None
 
     @property
-    def tensors(self) -> tuple[Stored, ...]:
+    def tensors(self) -> tuple[ExternalTensor, ...]:
         """Those that are there, in the order of the operators' inputs."""
         return (self.codes, self.scales, *(() if self.zero_points is None else (self.zero_points,)))
 
@@ -148,7 +148,7 @@ def store_parts(
     n_blocks = columns // blocks.size
     scale = infos[f"{module}.weight_scale"]
     if scale.dtype == "F32" and blocks.repeat == 1:
-        scales = stored_tensor(scale)
+        scales = checkpoint_tensor(scale)
     else:
         scales = own.add(
             f"{module}.weight_scale.float32", np.float32, (rows, n_blocks), lambda: _scales(weight, blocks.repeat)
@@ -163,14 +163,14 @@ def store_parts(
 
 def _codes(
     weight: QuantizedTensor, module: str, blocks: Blocks, infos: Mapping[str, TensorInfo], own: OwnData
-) -> Stored:
+) -> ExternalTensor:
     rows, columns = weight.shape
     row_bytes = columns * blocks.bits // 8
     if blocks.widened is None:
         info = infos[f"{module}.weight_packed"]
         # Rows are padded to 32 bits, and blocks of 16 codes fill them.
         assert info.nbytes == rows * row_bytes, module
-        return stored_tensor(info, dtype=TensorProto.UINT8, shape=(rows, row_bytes))
+        return checkpoint_tensor(info, dtype=TensorProto.UINT8, shape=(rows, row_bytes))
     name = f"{module}.weight_packed.{blocks.bits}bit"
     return own.add(name, np.uint8, (rows, row_bytes), lambda: _widened(weight, blocks))
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import llmq
 from llmq.errors import UsageError
 from llmq.methods import METHODS
-from llmq.onnx.graph_check import opset_of
 from llmq.onnx.initializers import TensorFiles
-from llmq.onnx.quantize_files import refuse_output
-from llmq.onnx.quantize_model import keep_nonfinite, plan_model, read_model, stored_tensors
+from llmq.onnx.opsets import opset_of
+from llmq.onnx.output_files import refuse_output
+from llmq.onnx.planned_model import keep_nonfinite, plan_model, read_model, stored_tensors
 from llmq.onnx.quantize_plan import Wishes
 from llmq.onnx.quantize_report import OnnxReport
 from llmq.onnx.quantize_run import STRIP_ELEMENTS
-from llmq.onnx.quantize_write import Settings, write_model
+from llmq.onnx.quantize_write import write_model
+from llmq.pipeline.threads import use_threads
 from llmq.plan.recipes import make_recipe
 from llmq.system.memory import PeakMemory, current_memory
 from llmq.system.progress import NullProgress, Progress
@@ -38,12 +38,11 @@ _PROCESS_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True)
 class _Run:
-    """What `quantize_model` was asked for; `told` is what the output's metadata says of it."""
+    """What `quantize_model` was asked for."""
 
     model: Path
     output: Path
     wishes: Wishes
-    told: dict[str, Any]
     nonfinite: str
     dry_run: bool
     overwrite: bool
@@ -132,12 +131,9 @@ def quantize_model(
         target="onnx",
     )
     _check_choices(recipe, activations, nonfinite, group_size)
-    _set_threads(threads)
+    use_threads(threads)
     wishes = Wishes(recipe, integer=activations == "int8")
-    run = _Run(
-        Path(model), Path(output), wishes, _told(recipe, activations), nonfinite, dry_run, overwrite,
-        progress or NullProgress(),
-    )  # fmt: skip
+    run = _Run(Path(model), Path(output), wishes, nonfinite, dry_run, overwrite, progress or NullProgress())
     began = time.perf_counter()
     with PeakMemory() as memory:
         report = _quantize(run)
@@ -155,7 +151,9 @@ def _quantize(run: _Run) -> OnnxReport:
     file = read_model(run.model)
     with TensorFiles(file) as files:
         before = sum(stored.nbytes for _, stored in stored_tensors(file, files))
-        refuse_output(run.output, files.paths, overwrite=run.overwrite)
+        refuse_output(run.output, overwrite=run.overwrite, sources=files.paths)
+        if not run.output.parent.is_dir():
+            raise UsageError("no such folder", file=run.output.parent)
         planned = plan_model(file, run.wishes)
         if run.nonfinite == "keep" and not run.dry_run:
             planned = plan_model(file, keep_nonfinite(planned, files, run.wishes, run.progress))
@@ -170,8 +168,7 @@ def _quantize(run: _Run) -> OnnxReport:
         )
         if run.dry_run:
             return report
-        settings = Settings(run.wishes.recipe.method, run.wishes.integer, run.told)
-        return replace(report, errors=write_model(planned, run.output, settings, files, run.progress))
+        return replace(report, errors=write_model(planned, run.output, run.wishes, files, run.progress))
 
 
 def _check_choices(recipe: Recipe, activations: str, nonfinite: str, group_size: int | None) -> None:
@@ -189,31 +186,3 @@ def _check_choices(recipe: Recipe, activations: str, nonfinite: str, group_size:
         raise UsageError(
             "integer products have one scale for each row", found=f"--group-size {group_size}", hint="leave it out"
         )
-
-
-def _told(recipe: Recipe, activations: str) -> dict[str, Any]:
-    """What a model's metadata tells of how it was made."""
-    spec = recipe.spec
-    return {
-        "version": llmq.__version__,
-        "bits": spec.bits,
-        "group_size": spec.group_size,
-        "symmetric": spec.symmetric,
-        "range": spec.range,
-        "method": recipe.method,
-        "activations": activations,
-        "embeddings": recipe.embeddings,
-        "ignore": list(recipe.ignore),
-        "set": [{"pattern": o.pattern} | o.changes() for o in recipe.overrides],
-    }
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    from llmq_kernels.jit import set_threads
-
-    try:
-        set_threads(threads)
-    except ValueError as error:
-        raise UsageError(f"--threads: {error}") from None

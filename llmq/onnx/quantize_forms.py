@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import onnx
 
+from llmq.onnx.element_types import code_type, packed_bytes, packed_codes
+from llmq.onnx.opsets import FOUR_BIT_OPSET, TWO_BIT_OPSET
 from llmq_kernels.pack import pack
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ _SCALE_DTYPES: Final[dict[int, ScaleDtype]] = {
     _TYPE.FLOAT16: "float16",
     _TYPE.BFLOAT16: "bfloat16",
 }
-# By number: older packages lack the names of the last two.
-_SIGNED: Final = {8: _TYPE.INT8, 4: _TYPE.INT4, 2: 26}
-_UNSIGNED: Final = {8: _TYPE.UINT8, 4: _TYPE.UINT4, 2: 25}
 _LEAST_GROUP: Final = 16
 
 
@@ -66,7 +65,7 @@ class Form:
     def opset(self, bits: int) -> int:
         """The least version of the standard operators that has it."""
         if self.kind is Kind.DEQUANTIZE:
-            return 25 if bits == 2 else 21
+            return TWO_BIT_OPSET if bits == 2 else FOUR_BIT_OPSET
         return 11 if self.integer else 1
 
 
@@ -150,16 +149,16 @@ class Layout:
         points: tuple[Part, ...] = ()
         if self.form.kind in (Kind.MATMUL_NBITS, Kind.GATHER):
             if not self.spec.symmetric:
-                size = _bytes(groups, bits)
+                size = packed_bytes(groups, bits)
                 points = (Part("zero_point", _TYPE.UINT8, (rows, size), rows * size),)
             size = self._row_bytes
             dims = (rows, groups, size // groups) if self.form.kind is Kind.MATMUL_NBITS else (rows, size)
             return Part("codes", _TYPE.UINT8, dims, rows * size), scale, *points
         if self.form.kind is Kind.DEQUANTIZE:
-            types = _SIGNED if self.spec.symmetric else _UNSIGNED
+            kind = code_type(bits, signed=self.spec.symmetric)
             if not self.spec.symmetric:
-                points = (Part("zero_point", types[bits], (rows, groups), _bytes(rows * groups, bits)),)
-            return Part("codes", types[bits], (rows, columns), _bytes(rows * columns, bits)), scale, *points
+                points = (Part("zero_point", kind, (rows, groups), packed_bytes(rows * groups, bits)),)
+            return Part("codes", kind, (rows, columns), packed_bytes(rows * columns, bits)), scale, *points
         return self._integer_parts()
 
     def _integer_parts(self) -> tuple[Part, ...]:
@@ -184,7 +183,7 @@ class Layout:
     @property
     def _row_bytes(self) -> int:
         columns = self.padded if self.form.kind is Kind.MATMUL_NBITS else self.columns
-        return _bytes(columns, self.spec.bits)
+        return packed_bytes(columns, self.spec.bits)
 
     def same_bytes(self, other: Layout) -> bool:
         """Whether codes and scales are those of another layout of the weight: only the shapes of codes differ."""
@@ -210,7 +209,7 @@ class Layout:
             size = self._row_bytes
             yield _whole("codes", start * size, quantized.packed[:, :size])
             if quantized.zero_point is not None:
-                size = _bytes(self.n_groups, self.spec.bits)
+                size = packed_bytes(self.n_groups, self.spec.bits)
                 points = pack(np.ascontiguousarray(quantized.zero_point), self.spec.bits)
                 yield _whole("zero_point", start * size, points[:, :size])
             return
@@ -222,8 +221,8 @@ class Layout:
         if quantized.zero_point is None:
             codes = codes ^ np.uint8(1 << (bits - 1))  # two's complement
         else:
-            yield _whole("zero_point", start * self.n_groups * bits // 8, _stream(quantized.zero_point, bits))
-        yield _whole("codes", start * self.columns * bits // 8, _stream(codes, bits))
+            yield _whole("zero_point", start * self.n_groups * bits // 8, packed_codes(quantized.zero_point, bits))
+        yield _whole("codes", start * self.columns * bits // 8, packed_codes(codes, bits))
 
     def _integer_writes(self, start: int, codes: np.ndarray) -> Iterator[Write]:
         if self.form.kind is Kind.CONV_INTEGER:
@@ -232,16 +231,6 @@ class Layout:
         if self.signed:
             codes = (codes - np.uint8(1 << (self.spec.bits - 1))).view(np.int8)
         yield Write("codes", start, np.ascontiguousarray(codes.T).view(np.uint8), self.rows)
-
-
-def _bytes(elements: int, bits: int) -> int:
-    return -(-elements * bits // 8)
-
-
-def _stream(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes of a whole array one after the other, low bits first, rows not padded."""
-    flat = np.ascontiguousarray(codes).reshape(1, -1)
-    return pack(flat, bits)[:, : _bytes(flat.size, bits)]
 
 
 def _whole(suffix: str, offset: int, data: np.ndarray) -> Write:

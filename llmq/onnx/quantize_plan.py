@@ -9,8 +9,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmq.errors import UnsupportedError, UsageError
+from llmq.onnx.element_types import element_bits, packed_bytes
 from llmq.onnx.graph_scopes import readers
-from llmq.onnx.initializers import element_bits
 from llmq.onnx.quantize_forms import Form, Kind, Layout
 from llmq.onnx.quantize_reasons import attribute, fixed_reason, may_be_weight, places_of
 
@@ -45,6 +45,21 @@ class Wishes:
     recipe: Recipe
     integer: bool = False
     keep: frozenset[str] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the output's metadata tells of them."""
+        recipe, spec = self.recipe, self.recipe.spec
+        return {
+            "bits": spec.bits,
+            "group_size": spec.group_size,
+            "symmetric": spec.symmetric,
+            "range": spec.range,
+            "method": recipe.method,
+            "activations": "int8" if self.integer else "float",
+            "embeddings": recipe.embeddings,
+            "ignore": list(recipe.ignore),
+            "set": [{"pattern": o.pattern} | o.changes() for o in recipe.overrides],
+        }
 
 
 class Limit(NamedTuple):
@@ -88,7 +103,7 @@ class WeightPlan:
     @property
     def source_bytes(self) -> int:
         """Bytes of the stored tensor."""
-        return -(-prod(self.shape) * (element_bits(self.holder.tensor.data_type) or 0) // 8)
+        return packed_bytes(prod(self.shape), element_bits(self.holder.tensor.data_type) or 0)
 
     @property
     def layouts(self) -> dict[Form, Layout]:
@@ -220,8 +235,7 @@ def _check_spec(spec: QuantSpec, name: str, *, integer: bool, grouped: bool) -> 
     widths, size = _WIDTHS[integer], spec.group_size
     if spec.bits not in widths:
         hint = "--bits, --embeddings or --set choose it" if integer else "7 bits are for --activations int8"
-        expected = "/".join(map(str, widths))
-        expected = f"{expected} bits"
+        expected = f"{'/'.join(map(str, widths))} bits"
         raise UsageError(
             "no ONNX operator reads such codes", tensor=name, expected=expected, found=spec.bits, hint=hint
         )

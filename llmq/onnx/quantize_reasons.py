@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import onnx
 
 from llmq.architectures.roles import MIN_ELEMENTS
-from llmq.onnx.initializers import FLOATS, element_bits, type_name
+from llmq.onnx.element_types import FLOATS, element_bits, type_name
+from llmq.onnx.opsets import STANDARD
 
 if TYPE_CHECKING:
     from llmq.onnx.graph_scopes import Holder, Use
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["attribute", "fixed_reason", "may_be_weight", "places_of"]
 
 _TYPE: Final = onnx.TensorProto
-_STANDARD: Final = ("", "ai.onnx")
 _ACTIVATIONS: Final = (_TYPE.FLOAT, _TYPE.FLOAT16, _TYPE.BFLOAT16)
 _MATRIX_READERS: Final = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """Operators whose weights are quantized, with the input that is the weight."""
@@ -57,7 +57,7 @@ def fixed_reason(holder: Holder, uses: list[Use], *, given: bool, returned: bool
 def _unreadable(use: Use) -> str:
     """Why a node cannot read a quantized weight; empty if it can."""
     node, rank = use.node, len(use.constant.holder.tensor.dims)
-    op = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+    op = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
     place = _MATRIX_READERS.get(op)
     if place is None or place != use.index:
         where = {("MatMul", 0): "the left factor of MatMul", ("Gemm", 0): "the left factor of Gemm"}

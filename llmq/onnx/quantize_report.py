@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from llmq.evaluate.sums import normalized
-from llmq.onnx.initializers import type_name
+from llmq.onnx.element_types import type_name
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from llmq.evaluate.sums import normalized
 from llmq.methods import METHODS
-from llmq.onnx.initializers import FLOATS
+from llmq.onnx.element_types import FLOATS
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from llmq.onnx.initializers import StoredTensor, TensorFiles
-    from llmq.onnx.quantize_files import ModelFiles
+    from llmq.onnx.output_files import DataFile
     from llmq.onnx.quantize_forms import Layout, Write
 
 __all__ = ["STRIP_ELEMENTS", "Destination", "SquaredError", "copy_tensor", "nonfinite_weights", "quantize_weight"]
@@ -53,12 +53,12 @@ class Destination:
     def __post_init__(self) -> None:
         self.buffer = bytearray(self.nbytes if self.offset is None else 0)
 
-    def write(self, files: ModelFiles, start: int, data: np.ndarray) -> None:
+    def write(self, file: DataFile, start: int, data: np.ndarray) -> None:
         """Put contiguous uint8 data at a place of the tensor."""
         if self.offset is None:
             self.buffer[start : start + data.size] = data.tobytes()
         else:
-            files.write(self.offset + start, data)
+            file.write(self.offset + start, data)
 
     def finish(self) -> None:
         """Hand a small tensor's data to the structure."""
@@ -78,13 +78,13 @@ class SquaredError(NamedTuple):
         return normalized(self.error, self.squares)
 
 
-def copy_tensor(tensor: StoredTensor, source: TensorFiles, to: Destination, files: ModelFiles) -> None:
+def copy_tensor(tensor: StoredTensor, source: TensorFiles, to: Destination, file: DataFile) -> None:
     """Copy a tensor's bytes, a block at a time."""
     block = np.empty(min(_BLOCK, tensor.nbytes), np.uint8)
     for start in range(0, tensor.nbytes, _BLOCK):
         piece = block[: min(_BLOCK, tensor.nbytes - start)]
         source.read(tensor, start, piece)
-        to.write(files, start, piece)
+        to.write(file, start, piece)
     to.finish()
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import onnx
 
+import llmq
 from llmq.errors import InputError, UnsupportedError
-from llmq.onnx.graph_check import opset_of
-from llmq.onnx.graph_file import LARGE
-from llmq.onnx.graph_opset import least_ir_version
+from llmq.onnx.external import point_to
+from llmq.onnx.graph_file import LARGE, LARGEST_MESSAGE
 from llmq.onnx.graph_rewrite import rewrite
-from llmq.onnx.quantize_files import ModelFiles, data_path
-from llmq.onnx.quantize_model import stored_tensors
+from llmq.onnx.opsets import least_ir_version, opset_of
+from llmq.onnx.output_files import DataFile, Staged, check_room, data_path
+from llmq.onnx.planned_model import stored_tensors
 from llmq.onnx.quantize_run import Destination, SquaredError, copy_tensor, nonfinite_weights, quantize_weight
 
 if TYPE_CHECKING:
@@ -22,37 +22,17 @@ if TYPE_CHECKING:
 
     from llmq.onnx.graph_scopes import Holder
     from llmq.onnx.initializers import StoredTensor, TensorFiles
+    from llmq.onnx.planned_model import PlannedModel
     from llmq.onnx.quantize_forms import Form, Layout, Part
-    from llmq.onnx.quantize_model import PlannedModel
-    from llmq.onnx.quantize_plan import WeightPlan
+    from llmq.onnx.quantize_plan import WeightPlan, Wishes
     from llmq.system.progress import Progress
 
-__all__ = ["Settings", "write_model"]
+__all__ = ["write_model"]
 
-_MOST: Final = (1 << 31) - 1
 _PAGE: Final = 4096
 _LINE: Final = 64
 _PAGED: Final = 1 << 16
 """Bytes from which on a tensor begins at a page, so that it can be mapped."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How weights are quantized.
-
-    Parameters
-    ----------
-    method : str
-        A key of `llmq.methods.METHODS` that needs no data.
-    integer : bool
-        Whether activations are quantized too.
-    told : dict
-        What the model's metadata says of it.
-    """
-
-    method: str
-    integer: bool
-    told: dict[str, Any]
 
 
 class _Weight(NamedTuple):
@@ -73,23 +53,26 @@ class _Jobs:
         self.copies: list[tuple[StoredTensor, Destination]] = []
         self._location = location
 
+    @property
+    def source_bytes(self) -> int:
+        """Bytes to be read."""
+        return sum(job.stored.nbytes for job in self.weights) + sum(stored.nbytes for stored, _ in self.copies)
+
     def place(self, tensor: onnx.TensorProto, nbytes: int) -> Destination:
         """Give a tensor of the output its place."""
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
         if nbytes < LARGE:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
             return Destination(tensor, nbytes, None)
         step = _PAGE if nbytes >= _PAGED else _LINE
         offset = -(-self.size // step) * step
         self.size = offset + nbytes
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self._location), ("offset", offset), ("length", nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
+        point_to(tensor, self._location, offset, nbytes)
         return Destination(tensor, nbytes, offset)
 
 
 def write_model(
-    planned: PlannedModel, output: Path, settings: Settings, files: TensorFiles, progress: Progress
+    planned: PlannedModel, output: Path, wishes: Wishes, files: TensorFiles, progress: Progress
 ) -> dict[Holder, SquaredError]:
     """Write a model and its data; nothing appears before all of it is written.
 
@@ -107,34 +90,34 @@ def write_model(
     ResourceError
         No room.
     """
-    proto = planned.file.proto
-    jobs = _jobs(planned, data_path(output).name, settings, files)
-    _tell(proto, settings)
+    proto, location = planned.file.proto, data_path(output).name
+    jobs = _jobs(planned, location, wishes, files)
+    _tell(proto, wishes)
     errors: dict[Holder, SquaredError] = {}
-    with ModelFiles(output, jobs.size) as out:
-        progress.start(
-            "quantizing", sum(job.stored.nbytes for job in jobs.weights) + sum(t.nbytes for t, _ in jobs.copies)
-        )
-        for job in jobs.weights:
-            errors.setdefault(job.weight.holder, _quantize(job, settings.method, files, out))
-            progress.advance(job.stored.nbytes)
-        for tensor, to in jobs.copies:
-            copy_tensor(tensor, files, to, out)
-            progress.advance(tensor.nbytes)
+    with Staged(output) as staged:
+        check_room(output.parent, jobs.size)
+        with DataFile(staged.path(location), jobs.size) as out:
+            progress.start("quantizing", jobs.source_bytes)
+            for job in jobs.weights:
+                errors.setdefault(job.weight.holder, _quantize(job, wishes.recipe.method, files, out))
+                progress.advance(job.stored.nbytes)
+            for tensor, to in jobs.copies:
+                copy_tensor(tensor, files, to, out)
+                progress.advance(tensor.nbytes)
         files.check_unchanged()
-        structure = proto.SerializeToString(deterministic=True) if proto.ByteSize() <= _MOST else b""
-        if not structure:
+        if proto.ByteSize() > LARGEST_MESSAGE:
             raise UnsupportedError("its structure is larger than protobuf can hold", file=planned.file.path.name)
-        out.commit(structure)
+        staged.write_graph(proto.SerializeToString(deterministic=True))
+        staged.publish()
         progress.finish()
     return errors
 
 
-def _jobs(planned: PlannedModel, location: str, settings: Settings, files: TensorFiles) -> _Jobs:
+def _jobs(planned: PlannedModel, location: str, wishes: Wishes, files: TensorFiles) -> _Jobs:
     """Rewrite the graph, add the tensors that hold quantized weights, and give every large tensor a place."""
     proto, plan = planned.file.proto, planned.plan
     sources = {weight.holder: planned.place(weight.holder, files) for weight in plan.quantized}
-    names = rewrite(proto, planned.scopes, plan, integer=settings.integer)
+    names = rewrite(proto, planned.scopes, plan, integer=wishes.integer)
     jobs = _Jobs(location)
     kept = stored_tensors(planned.file, files)
     places: dict[tuple[Holder, Form], dict[str, Destination]] = {}
@@ -163,7 +146,7 @@ def _add(proto: onnx.ModelProto, name: str, part: Part) -> onnx.TensorProto:
     return tensor
 
 
-def _quantize(job: _Weight, method: str, files: TensorFiles, out: ModelFiles) -> SquaredError:
+def _quantize(job: _Weight, method: str, files: TensorFiles, out: DataFile) -> SquaredError:
     try:
         sums = quantize_weight((job.stored, job.layout), method, files, lambda w: _put(job.to[w.suffix], w, out))
     except FloatingPointError:
@@ -179,7 +162,7 @@ def _quantize(job: _Weight, method: str, files: TensorFiles, out: ModelFiles) ->
     return sums
 
 
-def _put(to: Destination, write: Any, out: ModelFiles) -> None:
+def _put(to: Destination, write: Any, out: DataFile) -> None:
     offset, data, stride = write.offset, write.data, write.stride
     if stride == data.shape[1]:
         to.write(out, offset, data.reshape(-1))
@@ -188,9 +171,8 @@ def _put(to: Destination, write: Any, out: ModelFiles) -> None:
         to.write(out, offset + i * stride, row)
 
 
-def _tell(proto: onnx.ModelProto, settings: Settings) -> None:
+def _tell(proto: onnx.ModelProto, wishes: Wishes) -> None:
     """Say in the model's metadata what was done, and name the version of the format that it needs."""
     proto.ir_version = max(proto.ir_version, least_ir_version(opset_of(proto)))
-    told = json.dumps(settings.told, sort_keys=True)
     entry = next((e for e in proto.metadata_props if e.key == "llmq"), None) or proto.metadata_props.add(key="llmq")
-    entry.value = told
+    entry.value = json.dumps({"version": llmq.__version__} | wishes.to_json(), sort_keys=True)

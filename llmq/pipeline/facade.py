@@ -19,6 +19,7 @@ from llmq.formats.fp8 import dequantized
 from llmq.pipeline.outputs import already_complete, check_disk, check_folders, earlier_choice, identity_of
 from llmq.pipeline.report import QuantizeReport
 from llmq.pipeline.texts import choose_texts
+from llmq.pipeline.threads import use_threads
 from llmq.plan import build_plan
 from llmq.plan.calibrated import with_calibration
 from llmq.plan.goals import make_goal
@@ -271,7 +272,7 @@ def _mixed(run: _Run, plan: Plan, source: Source, importance: Calibration | None
     else:
         from llmq.pipeline.mixed import mixed_plan
 
-        _set_threads(run.threads)
+        use_threads(run.threads)
         keep = _nonfinite(run, plan, source) if run.nonfinite == "keep" else frozenset()
         kept = tuple(Assigned(name, None) for name in sorted(keep))
         plan = _build(run, plan.recipe, source, keep)
@@ -313,7 +314,7 @@ def _quantize(
         clear_leftovers(run.output)
         return _report(run, plan, source, "already complete")
     check_disk(run.output, plan)
-    _set_threads(run.threads)
+    use_threads(run.threads)
     if run.nonfinite == "keep" and plan.recipe.goal is None:
         plan = _build(run, plan.recipe, source, _nonfinite(run, plan, source))
     blocks = _write(run, plan, source, identity, calibration)
@@ -358,17 +359,6 @@ def _nonfinite(run: _Run, plan: Plan, source: Source) -> frozenset[str]:
     for name in sorted(keep):
         _log.warning("%s holds NaN or infinity and is kept as it is", name)
     return keep
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    from llmq_kernels.jit import set_threads
-
-    try:
-        set_threads(threads)
-    except ValueError as error:
-        raise UsageError(f"--threads: {error}") from None
 
 
 def _report(run: _Run, plan: Plan, source: Source, state: str) -> QuantizeReport:

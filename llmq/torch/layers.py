@@ -18,7 +18,7 @@ from llmq.torch.modules import to_numpy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FUNCTIONS", "HINT", "module_layers"]
+__all__ = ["FUNCTIONS", "HINT", "PASSING", "module_layers"]
 
 HINT: Final = "what else a model computes can stay in torch: export the part of it that is a chain of layers"
 
@@ -73,8 +73,8 @@ def _flatten(start_dim: int = 0, end_dim: int = -1) -> list[Any]:
     return [integer.Flatten(start_dim)]
 
 
-def _dropout(module: nn.Module) -> list[Any]:
-    if module.training:
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> list[Any]:  # noqa: ARG001  torch's
+    if training:
         raise ValueError("dropout does nothing in eval mode only: call eval() first")
     return []
 
@@ -90,13 +90,15 @@ def _float_conv(module: nn.Conv1d | nn.Conv2d) -> list[Any]:
     return [kind(to_numpy(module.weight), bias, geometry=geometry(module))]
 
 
+_DROPOUTS: Final = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+PASSING: Final = (Absorbed, nn.Identity, nn.Flatten, *_DROPOUTS)
+"""Modules whose result shares memory with what they are given."""
+
 _MODULES: Final[dict[type[nn.Module], Callable[[Any], list[Any]]]] = {
     IntegerModule: _integer_layers,
     Absorbed: lambda _: [],
     nn.Identity: lambda _: [],
-    nn.Dropout: _dropout,
-    nn.Dropout1d: _dropout,
-    nn.Dropout2d: _dropout,
+    **dict.fromkeys(_DROPOUTS, lambda m: _dropout(m.p, m.training)),
     nn.Linear: _float_linear,
     nn.Conv1d: _float_conv,
     nn.Conv2d: _float_conv,
@@ -118,6 +120,7 @@ def _relu(inplace: bool = False) -> list[Any]:  # noqa: ARG001  torch's signatur
 FUNCTIONS: Final[dict[Any, Callable[..., list[Any]]]] = {
     torch.relu: _relu,
     functional.relu: _relu,
+    functional.dropout: _dropout,
     "relu": _relu,
     "relu_": _relu,
     torch.flatten: _flatten,

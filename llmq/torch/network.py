@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
 from llmq import integer
-from llmq.errors import UnsupportedError
+from llmq.errors import UnsupportedError, first_line
 from llmq.torch.fold import Absorbed
 from llmq.torch.integer_module import IntegerModule
-from llmq.torch.layers import FUNCTIONS, HINT, module_layers
+from llmq.torch.layers import FUNCTIONS, HINT, PASSING, module_layers
 from llmq.torch.modules import modules_by_name
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def to_integer(converted: nn.Module) -> integer.Sequential:
     try:
         graph = _Tracer().trace(converted)
     except Exception as error:  # tracing runs the module's code on stand-ins, which may fail in any way
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnsupportedError(
-            f"torch.fx cannot trace it: {reason}", tensor=type(converted).__name__, expected="a chain of layers"
+            f"torch.fx cannot trace it: {first_line(error)}",
+            tensor=type(converted).__name__,
+            expected="a chain of layers",
         ) from error
     return _Chain(modules_by_name(converted), graph).read()
 
@@ -99,8 +101,17 @@ class _Chain:
         """Refuse what overwrites a tensor that something else reads: layers have results of their own."""
         module = self._modules.get(str(node.target)) if node.op == "call_module" else None
         in_place = node.target in _IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False)
-        if in_place and isinstance(node.args[0], fx.Node) and len(node.args[0].users) > 1:
-            raise UnsupportedError("overwrites in place what is read elsewhere", tensor=node.name)
+        found: Any = node.args[0] if in_place else None
+        while isinstance(found, fx.Node):
+            if sum(not _is_size(user) for user in found.users) > 1:
+                raise UnsupportedError("overwrites in place what is read elsewhere", tensor=node.name)
+            # What only passes a tensor on, or shows it in another shape, shares its memory.
+            found = found.args[0] if self._shares_memory(found) else None
+
+    def _shares_memory(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self._modules[str(node.target)], PASSING)
+        return node.target in _VIEWS and node.op in ("call_function", "call_method")
 
     def _before(self, node: fx.Node) -> fx.Node:
         """What a node is computed from; of a sum of branches, where these part."""
@@ -153,6 +164,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 _SUMS: Final = (operator.add, operator.iadd, torch.add, "add", "add_")
 _IN_PLACE: Final = (operator.iadd, "add_", "relu_")
+_VIEWS: Final = (torch.flatten, "flatten", "view", "reshape", functional.dropout)
 
 
 def _terms(node: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -173,5 +185,9 @@ def _is_batch_size(size: Any) -> bool:
         return size.args[1:] == (0,)
     if size.target is not operator.getitem or size.args[1] != 0 or not isinstance(size.args[0], fx.Node):
         return False
-    whole = size.args[0]
-    return whole.target == "size" or (whole.target is getattr and whole.args[1] == "shape")
+    return _is_size(size.args[0])
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node reads nothing of a tensor but its sizes."""
+    return (node.op == "call_method" and node.target == "size") or (node.target is getattr and node.args[1] == "shape")

@@ -4,7 +4,7 @@ from onnx import TensorProto
 
 from llmq.checkpoint.header import TensorInfo
 from llmq.errors import UnsupportedError
-from llmq.onnx.external import OwnData, stored_tensor
+from llmq.onnx.external import OwnData, checkpoint_tensor
 from llmq.system.progress import NullProgress
 
 
@@ -22,14 +22,14 @@ def test_own_data_is_planned_then_written(tmp_path):
 
 def test_tensors_of_a_checkpoint():
     info = TensorInfo("w", "BF16", (6, 4), "model.safetensors", 100, 48)
-    proto = stored_tensor(info).proto()
+    proto = checkpoint_tensor(info).proto()
     assert (proto.data_type, list(proto.dims)) == (TensorProto.BFLOAT16, [6, 4])
     assert {e.key: e.value for e in proto.external_data} == {
         "location": "model.safetensors",
         "offset": "100",
         "length": "48",
     }
-    part = stored_tensor(info).part(2, 6, 2)
+    part = checkpoint_tensor(info).part(2, 6, 2)
     assert (part.shape, part.offset, part.nbytes) == ((2, 2, 4), 116, 32)
     with pytest.raises(UnsupportedError, match=r"model\.safetensors: w: dtype I32"):
-        stored_tensor(TensorInfo("w", "I32", (1,), "model.safetensors", 0, 4))
+        checkpoint_tensor(TensorInfo("w", "I32", (1,), "model.safetensors", 0, 4))

@@ -14,7 +14,7 @@ import llmq.onnx.graph_file
 from llmq.errors import InputError, LlmqError, UnsupportedError
 from llmq.onnx.graph_check import check_graph, every_tensor
 from llmq.onnx.graph_file import LARGE, read_graph
-from llmq.onnx.quantize_model import read_model
+from llmq.onnx.planned_model import read_model
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,6 @@ def test_a_sound_model_passes(sound):
 
 
 def test_a_structure_that_protobuf_cannot_hold_is_refused(sound, monkeypatch):
-    monkeypatch.setattr(llmq.onnx.graph_file, "_MOST", 100)
+    monkeypatch.setattr(llmq.onnx.graph_file, "LARGEST_MESSAGE", 100)
     with pytest.raises(InputError, match="its structure alone is larger than protobuf can hold"):
         read_graph(sound)

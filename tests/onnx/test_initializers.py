@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from llmq.errors import InputError
 from llmq.onnx import quantize_model
 from llmq.onnx.graph_file import read_graph
-from llmq.onnx.initializers import TensorFiles, element_bits, type_name
-from llmq.onnx.quantize_model import stored_tensors
+from llmq.onnx.initializers import TensorFiles
+from llmq.onnx.planned_model import stored_tensors
 
 
 @pytest.fixture
@@ -159,10 +159,3 @@ def test_data_in_a_folder_below_and_overlapping_data_are_fine(model, tmp_path, r
     edit(model, location="data/./w.bin", checksum="whatever")
     quantize_model(model, tmp_path / "out.onnx")
     assert run(tmp_path / "out.onnx", x=np.ones((2, 64), np.float32))[0].shape == (2, 64)
-
-
-def test_names_and_widths_of_types():
-    assert [type_name(t) for t in (1, 10, 11, 16, 22, 25)] == [
-        "float32", "float16", "float64", "bfloat16", "int4", "uint2",
-    ]  # fmt: skip
-    assert [element_bits(t) for t in (1, 10, 22, 26, TensorProto.STRING, 99)] == [32, 16, 4, 2, None, None]

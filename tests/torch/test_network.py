@@ -75,11 +75,11 @@ class Functional(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.max_pool2d(functional.relu(self.conv(x), inplace=True), 2, stride=2)
-        x = functional.avg_pool2d(x, kernel_size=(2, 2), stride=1)
+        x = functional.dropout(functional.avg_pool2d(x, kernel_size=(2, 2), stride=1), training=False)
         if self.flat == "function":
             x = torch.flatten(x, 1)
         elif self.flat == "view":
-            x = x.view(x.size(0), -1)
+            x = x.view(x.size(0), -1).relu_()
         elif self.flat == "shape":
             x = x.reshape(x.shape[0], -1)
         else:
@@ -159,6 +159,9 @@ def _branching(x: torch.Tensor) -> torch.Tensor:
         (lambda x: torch.add(x, x, alpha=2), "add: only two branches"),
         (lambda x: x.view(-1, 2), "view: view has no integer layer"),
         (lambda x: x.relu_() + x, "relu_: overwrites in place"),
+        (lambda x: x.flatten(1).relu_() + x, "relu_: overwrites in place"),
+        (lambda x: functional.relu(functional.dropout(x, training=False), True) + x, "relu: overwrites in place"),
+        (lambda x: functional.dropout(x), "dropout: .*eval"),
         (lambda x: x.flatten(0, 1), "flatten: .*last axis"),
         (lambda x: (x, x), "one tensor out"),
         (lambda x: torch.cat((x, x)), "cat: cat has no integer layer"),

@@ -4,7 +4,7 @@ import pytest
 import llmq
 from llmq.errors import VerificationError
 from llmq.onnx import agreement, export_decoder
-from llmq.onnx.checks import Agreement, check_graph
+from llmq.onnx.decoder_check import Agreement, check_file
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_damaged_weight_is_noticed(graph):
 def test_a_graph_that_is_not_sound(graph):
     graph.with_name("model.onnx.data").unlink()
     with pytest.raises(VerificationError, match=r"model\.onnx: not a sound graph.*model\.onnx\.data"):
-        check_graph(graph)
+        check_file(graph)
     with pytest.raises(VerificationError, match=r"model\.onnx: ONNX Runtime \S+ refuses it"):
         agreement(graph, llmq.load(graph.parent, compute="float32"))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from llmq.onnx.graph_check import check_graph, every_tensor, opset_of
+from llmq.onnx.graph_check import check_graph, every_tensor
 from llmq.onnx.graph_file import read_graph
-from llmq.onnx.graph_opset import CannotRaiseError, raise_opset
+from llmq.onnx.graph_raise import CannotRaiseError, raise_opset
 from llmq.onnx.graph_scopes import scopes_of
+from llmq.onnx.opsets import opset_of
 from llmq.onnx.quantize_plan import Limit, plan_weights, refuse_empty
 from llmq.onnx.quantize_run import nonfinite_weights
 

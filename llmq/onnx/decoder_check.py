@@ -1,4 +1,4 @@
-"""Whether a graph is sound, and computes what llmq computes."""
+"""Whether a decoder's graph is sound, and computes what llmq computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from llmq.errors import UsageError, VerificationError
+from llmq.errors import UsageError, VerificationError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmq.architectures import DecoderConfig
     from llmq.runtime.model import Model
 
-__all__ = ["CHECKED_TOKENS", "LIMITS", "Agreement", "agreement", "check_graph", "has_onnxruntime"]
+__all__ = ["CHECKED_TOKENS", "LIMITS", "Agreement", "agreement", "check_file", "has_onnxruntime"]
 
 LIMITS: Final = {"float32": 1e-3, "int8": 0.1}
 """Largest difference of logits, over their range, by the `compute` of the graph: above it something is wrong."""
@@ -67,7 +67,7 @@ def has_onnxruntime() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def check_graph(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Run the checker of ONNX over a graph in a file, with the files that it points to.
 
     Raises
@@ -80,7 +80,7 @@ def check_graph(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f"not a sound graph: {_first_line(error)}", file=path.name) from error
+        raise VerificationError(f"not a sound graph: {first_line(error)}", file=path.name) from error
 
 
 def agreement(path: Path, model: Model) -> Agreement:
@@ -129,7 +129,7 @@ def _session(path: Path) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class in common
         raise VerificationError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses it: {_first_line(error)}", file=path.name
+            f"ONNX Runtime {onnxruntime.__version__} refuses it: {first_line(error)}", file=path.name
         ) from error
 
 
@@ -150,7 +150,3 @@ def _run(session: Any, config: DecoderConfig, texts: np.ndarray) -> Iterator[tup
         inputs |= {f"past_key_values.{name}": array for name, array in zip(names, past, strict=True)}
         logits, *past = session.run(["logits", *(f"present.{name}" for name in names)], inputs)
         yield end, logits
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import helper, version_converter
+from onnx import version_converter
 
-from llmq.onnx.graph_check import check_graph, opset_of, skeleton
+from llmq.errors import first_line
+from llmq.onnx.graph_check import check_graph, skeleton
+from llmq.onnx.opsets import STANDARD, least_ir_version, opset_of
 
 if TYPE_CHECKING:
     from llmq.onnx.graph_file import GraphFile
 
-__all__ = ["CannotRaiseError", "least_ir_version", "raise_opset"]
+__all__ = ["CannotRaiseError", "raise_opset"]
 
 
 class CannotRaiseError(Exception):
@@ -39,17 +41,10 @@ def raise_opset(file: GraphFile, opset: int) -> GraphFile:
     try:
         converted = version_converter.convert_version(skeleton(file, checked=False), opset)
     except Exception as error:  # whatever the C++ code throws
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CannotRaiseError(f"raising it failed: {first}") from None
+        raise CannotRaiseError(f"raising it failed: {first_line(error)}") from None
     raised = replace(file, proto=_put_back(file.proto, converted, opset))
     check_graph(raised)
     return raised
-
-
-def least_ir_version(opset: int) -> int:
-    """Version of the format that has so new operators; 4 at least, from which on weights need not be inputs."""
-    versions: int = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-    return max(4, versions)
 
 
 def _has_nested(graph: onnx.GraphProto) -> bool:
@@ -72,7 +67,7 @@ def _put_back(original: onnx.ModelProto, converted: onnx.ModelProto, opset: int)
         model.graph.node.append(node)
     model.graph.initializer.extend(t for t in converted.graph.initializer if t.name not in known)
     for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in STANDARD:
             entry.version = opset
     model.ir_version = max(original.ir_version, least_ir_version(opset))
     assert opset_of(model) == opset

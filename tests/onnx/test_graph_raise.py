@@ -9,7 +9,7 @@ from onnx import helper
 
 from llmq.onnx import quantize_model
 from llmq.onnx.graph_file import read_graph
-from llmq.onnx.graph_opset import CannotRaiseError, least_ir_version, raise_opset
+from llmq.onnx.graph_raise import CannotRaiseError, raise_opset
 
 
 @pytest.fixture
@@ -64,7 +64,3 @@ def test_what_the_converter_cannot_do_is_told(old):
     with pytest.raises(CannotRaiseError, match="functions cannot be raised"):
         raise_opset(replace(file, proto=proto), 21)
     assert file.proto.opset_import[0].version == 13
-
-
-def test_versions_of_the_format():
-    assert (least_ir_version(8), least_ir_version(21)) == (4, 10)

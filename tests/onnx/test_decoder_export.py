@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import pytest
 import llmq
 from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError, VerificationError
 from llmq.onnx import export_decoder
-from llmq.onnx.export_files import Staged, place_for
+from llmq.system.lock import FileLock
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +84,6 @@ def test_another_checkpoint_in_the_folder_is_not_replaced(packed, write_pico, tm
     assert json.loads((other / "config.json").read_text())["quantization_config"]
 
 
-def test_places(tmp_path):
-    assert place_for(tmp_path, overwrite=False) == tmp_path / "model.onnx"
-    with pytest.raises(UsageError, match=r"must end in \.onnx") as caught:
-        place_for(tmp_path / "out", overwrite=False)
-    assert caught.value.hint == f"-o {tmp_path / 'out' / 'model.onnx'}"
-    (tmp_path / "dir.onnx.data").mkdir()
-    with pytest.raises(UsageError, match="a folder is in its place"):
-        place_for(tmp_path / "dir.onnx", overwrite=True)
-
-
 def test_links_are_refused_where_they_would_be_read(packed, tmp_path):
     symbolic, hard = tmp_path / "symbolic", tmp_path / "hard"
     for folder, link in ((symbolic, os.symlink), (hard, os.link)):
@@ -111,10 +99,10 @@ def test_links_are_refused_where_they_would_be_read(packed, tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("stage", ["copy", "write", "check_graph", "agreement"])
+@pytest.mark.parametrize("stage", ["copy", "write", "check_file", "agreement"])
 def test_a_failure_leaves_nothing(stage, packed, tmp_path, monkeypatch):
-    target = {"copy": "llmq.onnx.export.copy", "write": "llmq.onnx.export.OwnData.write"}
-    name = target.get(stage, f"llmq.onnx.export.{stage}")
+    target = {"copy": "llmq.onnx.decoder_export.copy", "write": "llmq.onnx.decoder_export.OwnData.write"}
+    name = target.get(stage, f"llmq.onnx.decoder_export.{stage}")
 
     def fail(*arguments, **_options):
         raise KeyboardInterrupt
@@ -132,7 +120,7 @@ def test_a_failure_leaves_nothing(stage, packed, tmp_path, monkeypatch):
 
 
 def test_a_full_disk(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmq.onnx.export_files.free_bytes", lambda _: 50_000)
+    monkeypatch.setattr("llmq.onnx.output_files.free_bytes", lambda _: 50_000)
     with pytest.raises(ResourceError, match="not enough disk space") as caught:
         export_decoder(packed, tmp_path / "out" / "model.onnx")
     assert "own folder" in caught.value.hint
@@ -141,24 +129,20 @@ def test_a_full_disk(packed, tmp_path, monkeypatch):
     def full(fd, size):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("llmq.onnx.external.preallocate", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("llmq.onnx.output_files.preallocate", full)
+    with pytest.raises(ResourceError, match=r"not enough disk space .found No space"):
         export_decoder(packed, tmp_path / "out" / "model.onnx")
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_killed_run_left_goes(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    gone = tmp_path / f".model.onnx.{int(done.stdout)}.tmp"
-    running = tmp_path / f".model.onnx.{os.getppid()}.tmp"
-    other = tmp_path / ".model.onnx.notes.tmp"
-    for path in (gone, running, other):
-        path.touch()
-    staged = Staged(tmp_path)
-    assert staged.path("model.onnx") == tmp_path / f".model.onnx.{os.getpid()}.tmp"
-    assert not gone.exists()
-    assert running.exists()
-    assert other.exists()
+def test_two_runs_do_not_write_the_same_graph(packed, tmp_path):
+    lock = FileLock(tmp_path / ".m.onnx.lock")
+    lock.acquire()
+    with pytest.raises(UsageError, match="another run is writing here: process"):
+        export_decoder(packed, tmp_path / "m.onnx", check=False)
+    lock.release()
+    export_decoder(packed, tmp_path / "m.onnx", check=False)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_graph_that_computes_something_else_is_not_published(packed, tmp_path, monkeypatch):

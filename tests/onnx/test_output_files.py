@@ -1,17 +1,19 @@
-"""Both files of an output appear whole or not at all, and never replace what they are made of."""
+"""The files of an output appear whole or not at all, and never replace what they are made of."""
 
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
-import llmq.onnx.quantize_files
+import llmq.onnx.output_files
 from llmq.errors import ResourceError, UsageError
 from llmq.onnx import quantize_model
-from llmq.onnx.quantize_files import ModelFiles, data_path
+from llmq.onnx.output_files import DataFile, Staged, data_path, refuse_output
 from llmq.system.lock import FileLock
 
 
@@ -36,7 +38,7 @@ def test_the_second_run_needs_overwrite_and_replaces_both_files(model, tmp_path)
     out = tmp_path / "out.onnx"
     quantize_model(model, out, bits=4)
     small = out.read_bytes(), data_path(out).read_bytes()
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already there"):
         quantize_model(model, out, bits=8)
     assert (out.read_bytes(), data_path(out).read_bytes()) == small
     quantize_model(model, out, bits=8, overwrite=True)
@@ -64,7 +66,7 @@ def test_a_file_of_the_source_is_never_replaced(model, tmp_path, way):
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("out", "a name ending in .onnx"), ("none/out.onnx", "no such folder"), ("folder.onnx", "is a folder")],
+    [("out", r"must end in \.onnx"), ("none/out.onnx", "no such folder"), ("folder.onnx", "a folder is in its place")],
 )
 def test_outputs_that_cannot_be_files_are_refused(model, tmp_path, place, message):
     (tmp_path / "folder.onnx").mkdir()
@@ -73,7 +75,7 @@ def test_outputs_that_cannot_be_files_are_refused(model, tmp_path, place, messag
     assert names(tmp_path) == ["folder.onnx", "m.bin", "m.onnx"]
 
 
-@pytest.mark.parametrize("call", ["preallocate", "pwrite", "sync_file", "replace", "atomic_write", "sync_folder"])
+@pytest.mark.parametrize("call", ["preallocate", "pwrite", "sync_file", "replace", "sync_folder"])
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_fault_at_any_step_leaves_no_half_of_a_model(model, tmp_path, monkeypatch, call, fault):
     out = tmp_path / "out.onnx"
@@ -82,7 +84,7 @@ def test_a_fault_at_any_step_leaves_no_half_of_a_model(model, tmp_path, monkeypa
     def fail(*arguments, **options):
         raise fault
 
-    monkeypatch.setattr(llmq.onnx.quantize_files, call, fail)
+    monkeypatch.setattr(llmq.onnx.output_files, call, fail)
     with pytest.raises(ResourceError if isinstance(fault, OSError) else KeyboardInterrupt):
         quantize_model(model, out, bits=4, overwrite=True)
     assert set(names(tmp_path)) <= {"m.bin", "m.onnx", "out.onnx", "out.onnx.data"}
@@ -94,8 +96,8 @@ def test_a_fault_at_any_step_leaves_no_half_of_a_model(model, tmp_path, monkeypa
 
 
 def test_too_little_disk_is_told_before_anything_is_written(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(llmq.onnx.quantize_files, "free_bytes", lambda path: 100)
-    with pytest.raises(ResourceError, match=r"not enough disk .expected \d+ bytes, found 100 bytes free"):
+    monkeypatch.setattr(llmq.onnx.output_files, "free_bytes", lambda path: 100)
+    with pytest.raises(ResourceError, match=r"not enough disk space .expected 4.* kB, found 100 B free"):
         quantize_model(model, tmp_path / "out.onnx")
     assert names(tmp_path) == ["m.bin", "m.onnx"]
 
@@ -110,17 +112,32 @@ def test_two_runs_do_not_write_the_same_files(model, tmp_path):
     quantize_model(model, out)
 
 
-def test_what_a_killed_run_left_is_taken_over(model, tmp_path):
-    out = tmp_path / "out.onnx"
-    (tmp_path / ".out.onnx.data.tmp").write_bytes(b"left")
-    (tmp_path / ".out.onnx.tmp").write_bytes(b"left")
+def test_what_a_killed_run_left_goes(model, tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    gone, running = int(done.stdout), os.getppid()
+    kept = [tmp_path / name for name in (f".out.onnx.{running}.tmp", ".out.onnx.notes.tmp")]
+    for path in (*kept, tmp_path / f".out.onnx.{gone}.tmp", tmp_path / f".out.onnx.data.{gone}.tmp"):
+        path.touch()
     (tmp_path / ".out.onnx.lock").write_bytes(b"left")
-    quantize_model(model, out)
-    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+    quantize_model(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == sorted(["m.bin", "m.onnx", "out.onnx", "out.onnx.data", *(path.name for path in kept)])
 
 
-def test_nothing_is_left_without_a_commit(tmp_path):
-    with ModelFiles(tmp_path / "a.onnx", 4096) as files:
-        files.write(0, np.ones(8, np.uint8))
-        assert (tmp_path / ".a.onnx.data.tmp").stat().st_size == 4096
+def test_nothing_is_left_of_what_is_not_published(tmp_path):
+    with Staged(tmp_path / "new" / "a.onnx") as staged:
+        with DataFile(staged.path("a.onnx.data"), 4096) as file:
+            file.write(8, np.ones(8, np.uint8))
+        assert staged.path("a.onnx.data").read_bytes() == bytes(8) + bytes([1] * 8) + bytes(4080)
+        staged.write_graph(b"graph")
     assert names(tmp_path) == []
+
+
+def test_places(tmp_path):
+    refuse_output(tmp_path / "m.onnx", overwrite=False)
+    with pytest.raises(UsageError, match=r"must end in \.onnx") as caught:
+        refuse_output(tmp_path / "out", overwrite=False)
+    assert caught.value.hint == f"-o {tmp_path / 'out' / 'model.onnx'}"
+    (tmp_path / "dir.onnx.data").mkdir()
+    with pytest.raises(UsageError, match="a folder is in its place"):
+        refuse_output(tmp_path / "dir.onnx", overwrite=True)
+    refuse_output(tmp_path / "dir.onnx", overwrite=False, data=False)

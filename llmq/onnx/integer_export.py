@@ -17,10 +17,12 @@ from onnx import ModelProto, TensorProto, checker, helper, shape_inference
 import llmq
 from llmq import integer
 from llmq.errors import UnsupportedError, UsageError
+from llmq.onnx.graph_file import LARGEST_MESSAGE
 from llmq.onnx.integer_activations import floats_of
 from llmq.onnx.integer_graph import Graph, Style, Value
 from llmq.onnx.integer_inputs import input_of
 from llmq.onnx.integer_layers import add_layer
+from llmq.onnx.opsets import FOUR_BIT_OPSET, TWO_BIT_OPSET, least_ir_version
 from llmq.onnx.values import described
 from llmq.system.files import atomic_write
 
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportedNetwork", "export_integer", "export_saved", "integer_model"]
 
-_OPSETS: Final = (21, 25)
+_OPSETS: Final = (FOUR_BIT_OPSET, TWO_BIT_OPSET)
 """Versions of the operators that hold what is needed, and that onnxruntime runs."""
 
-_LARGEST: Final = (1 << 31) - (1 << 20)
-"""Bytes of tensors that a protobuf message takes, less some for the nodes."""
+_LARGEST: Final = LARGEST_MESSAGE - (1 << 20)
+"""Bytes of tensors that go into one file, with some left for the nodes."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,10 @@ def _rename(graph: Graph, name: str, new: str) -> None:
 
 
 def _model(proto: Any, graph: Graph) -> ModelProto:
-    opsets = [helper.make_opsetid("", graph.opset)]
     model: ModelProto = helper.make_model(
         proto,
-        opset_imports=opsets,
-        ir_version=helper.find_min_ir_version_for(opsets),
+        opset_imports=[helper.make_opsetid("", graph.opset)],
+        ir_version=least_ir_version(graph.opset),
         producer_name="llmq",
         producer_version=llmq.__version__,
         doc_string="An integer network, quantized by llmq",

@@ -12,25 +12,16 @@ import llmq
 from llmq.architectures import decoder_config
 from llmq.checkpoint.source import open_local
 from llmq.errors import UnsupportedError, UsageError, VerificationError
-from llmq.onnx.checks import CHECKED_TOKENS, LIMITS, Agreement, agreement, check_graph, has_onnxruntime
 from llmq.onnx.decoder import OPSET, Logits, decoder_model
+from llmq.onnx.decoder_check import CHECKED_TOKENS, LIMITS, Agreement, agreement, check_file, has_onnxruntime
+from llmq.onnx.decoder_files import checkpoint_files, copy, refuse_links, same_content
 from llmq.onnx.decoder_graph import Graph
 from llmq.onnx.decoder_linear import Modules
-from llmq.onnx.export_files import (
-    Staged,
-    check_room,
-    checkpoint_files,
-    copy,
-    data_of,
-    place_for,
-    refuse_links,
-    same_content,
-)
 from llmq.onnx.external import OwnData
 from llmq.onnx.matmul_nbits import Compute, has_fast_kernel
+from llmq.onnx.output_files import Staged, check_room, data_path, refuse_output
 from llmq.onnx.values import described
 from llmq.runtime.load import load_mapped
-from llmq.system.files import sync_file
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
@@ -40,16 +31,18 @@ if TYPE_CHECKING:
     from llmq.runtime.model import Model
     from llmq.system.progress import Progress
 
-__all__ = ["Exported", "export_decoder"]
+__all__ = ["ExportedDecoder", "export_decoder"]
 
 _log = logging.getLogger("llmq")
+
+_NO_COPY: Final = "export into the checkpoint's own folder: its weights are used from there, without a copy"
 
 _CHECKED: Final = 1 << 30
 """Bytes of weights up to which a graph is run once without being asked for."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedDecoder:
     """What was written.
 
     Parameters
@@ -113,7 +106,7 @@ def export_decoder(
     check: bool | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportedDecoder:
     """Write a checkpoint as an ONNX graph, with names of inputs and outputs as Optimum has them.
 
     The graph computes from the bytes of the checkpoint's safetensors files. In another folder than theirs it gets
@@ -141,7 +134,7 @@ def export_decoder(
 
     Returns
     -------
-    Exported
+    ExportedDecoder
 
     Raises
     ------
@@ -163,7 +156,8 @@ def export_decoder(
             raise UsageError(f"unknown {name}", expected=" or ".join(known), found=value)
     if check and not has_onnxruntime():
         raise UsageError("a check needs the package onnxruntime", hint='pip install "numba-llmq[onnx]"')
-    path = place_for(Path(output), overwrite=overwrite)
+    path = Path(output) / "model.onnx" if Path(output).is_dir() else Path(output)
+    refuse_output(path, overwrite=overwrite)
     wishes = _Wishes(compute, logits, overwrite, check)
     with open_local(model, revision=revision) as source:
         if decoder_config(source.config).experts is not None:
@@ -173,25 +167,23 @@ def export_decoder(
         return _export(source, path, wishes, progress or NullProgress())
 
 
-def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progress) -> Exported:
+def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progress) -> ExportedDecoder:
     loaded = load_mapped(source.folder, compute="float32")
-    own = OwnData(data_of(path).name)
+    own = OwnData(data_path(path).name)
     graph = _graph(source, loaded, own, wishes)
-    staged = Staged(path.parent)
-    try:
+    with Staged(path) as staged:
         copied = _stage_checkpoint(source, staged, own.nbytes + 2 * graph.ByteSize(), wishes, progress)
         own.write(staged.path(own.file), progress)
         source.check_unchanged()
-        now = staged.path(path.name)
-        _write(graph, now, staged.names())
-        check_graph(now)
+        _rename_files(graph, staged.names())
+        now = staged.write_graph(graph.SerializeToString())
+        check_file(now)
         found = _agreement(now, loaded, wishes.compute, progress) if _is_checked(source, wishes) else None
-        _write(graph, now, {present: later for later, present in staged.names().items()})
-        staged.publish(path.name)
-    finally:
-        staged.discard()
+        _rename_files(graph, {present: later for later, present in staged.names().items()})
+        staged.write_graph(graph.SerializeToString())
+        staged.publish()
     names = (path.name, own.file, *_weights(source))
-    return Exported(
+    return ExportedDecoder(
         path,
         {name: (path.parent / name).stat().st_size for name in names},
         copied,
@@ -215,7 +207,7 @@ def _stage_checkpoint(
     same = same_content(((file, folder / name) for name, file in files.items()), overwrite=wishes.overwrite)
     missing = {name: file for name, file in files.items() if name not in same}
     total = sum(file.stat().st_size for file in missing.values())
-    check_room(folder, others + total)
+    check_room(folder, others + total, hint=_NO_COPY)
     if missing:
         progress.start("copying the checkpoint", total)
         for name, file in missing.items():
@@ -289,13 +281,9 @@ def _agreement(path: Path, loaded: Model, compute: Compute, progress: Progress) 
     return found
 
 
-def _write(graph: ModelProto, path: Path, names: dict[str, str]) -> None:
-    """Write a graph, with other names for some files that it points to; return once it is on the disk."""
+def _rename_files(graph: ModelProto, names: dict[str, str]) -> None:
+    """Give some of the files that a graph points to other names."""
     for tensor in graph.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = names.get(entry.value, entry.value)
-    with path.open("wb") as file:
-        file.write(graph.SerializeToString())
-        file.flush()
-        sync_file(file.fileno())
