@@ -13,6 +13,7 @@ from llmq.architectures import decoder_config
 from llmq.checkpoint.source import open_local
 from llmq.errors import UnsupportedError, UsageError, VerificationError
 from llmq.onnx.checks import CHECKED_TOKENS, LIMITS, Agreement, agreement, check_graph, has_onnxruntime
+from llmq.onnx.data_file import data_path
 from llmq.onnx.decoder import OPSET, Logits, decoder_model
 from llmq.onnx.decoder_graph import Graph
 from llmq.onnx.decoder_linear import Modules
@@ -21,7 +22,6 @@ from llmq.onnx.export_files import (
     check_room,
     checkpoint_files,
     copy,
-    data_of,
     place_for,
     refuse_links,
     same_content,
@@ -175,7 +175,7 @@ def export_decoder(
 
 def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progress) -> Exported:
     loaded = load_mapped(source.folder, compute="float32")
-    own = OwnData(data_of(path).name)
+    own = OwnData(data_path(path).name)
     graph = _graph(source, loaded, own, wishes)
     staged = Staged(path.parent)
     try:

@@ -13,6 +13,7 @@ from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.source import select_copies
 from llmq.errors import ResourceError, UsageError
+from llmq.onnx.data_file import data_path, refuse_name
 from llmq.system.files import free_bytes, replace, sync_file, sync_folder
 from llmq.system.sizes import format_size
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.source import FolderSource
     from llmq.system.progress import Progress
 
-__all__ = ["Staged", "check_room", "checkpoint_files", "copy", "data_of", "place_for", "refuse_links", "same_content"]
+__all__ = ["Staged", "check_room", "checkpoint_files", "copy", "place_for", "refuse_links", "same_content"]
 
 _BLOCK: Final = 8 << 20
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
@@ -37,23 +38,19 @@ def place_for(output: Path, *, overwrite: bool) -> Path:
     Raises
     ------
     UsageError
-        Another ending, or something is there already.
+        Another ending, a name that is not UTF-8, or something is there already.
     """
     if output.is_dir():
         output = output / _NAME
     if output.suffix != _SUFFIX:
         raise UsageError(f"the output must end in {_SUFFIX}", file=output, hint=f"-o {output / _NAME}")
-    for path in (output, data_of(output)):
+    refuse_name(output)
+    for path in (output, data_path(output)):
         if path.is_dir():
             raise UsageError("a folder is in its place", file=path)
         if os.path.lexists(path) and not overwrite:
             raise UsageError("already there", file=path, hint="replace it with --overwrite")
     return output
-
-
-def data_of(output: Path) -> Path:
-    """Return the path of what a graph needs beside it and the checkpoint does not hold."""
-    return output.with_name(f"{output.name}.data")
 
 
 def checkpoint_files(source: FolderSource) -> dict[str, Path]:

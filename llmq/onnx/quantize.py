@@ -12,8 +12,8 @@ from llmq.errors import UsageError
 from llmq.methods import METHODS
 from llmq.onnx.graph_check import opset_of
 from llmq.onnx.initializers import TensorFiles
+from llmq.onnx.planned_model import keep_nonfinite, plan_model, read_model, stored_tensors
 from llmq.onnx.quantize_files import refuse_output
-from llmq.onnx.quantize_model import keep_nonfinite, plan_model, read_model, stored_tensors
 from llmq.onnx.quantize_plan import Wishes
 from llmq.onnx.quantize_report import OnnxReport
 from llmq.onnx.quantize_run import STRIP_ELEMENTS
@@ -170,7 +170,7 @@ def _quantize(run: _Run) -> OnnxReport:
         )
         if run.dry_run:
             return report
-        settings = Settings(run.wishes.recipe.method, run.wishes.integer, run.told)
+        settings = Settings(run.wishes.recipe.method, run.wishes.integer, run.told, run.overwrite)
         return replace(report, errors=write_model(planned, run.output, settings, files, run.progress))
 
 

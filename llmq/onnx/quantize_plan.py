@@ -15,8 +15,6 @@ from llmq.onnx.quantize_forms import Form, Kind, Layout
 from llmq.onnx.quantize_reasons import attribute, fixed_reason, may_be_weight, places_of
 
 if TYPE_CHECKING:
-    import onnx
-
     from llmq.onnx.graph_scopes import Holder, Scope, Use
     from llmq.spec import QuantSpec, Recipe
 
@@ -142,7 +140,7 @@ class GraphPlan:
         return max(needs, default=1)
 
 
-def plan_weights(model: onnx.ModelProto, scopes: list[Scope], wishes: Wishes, limit: Limit) -> GraphPlan:
+def plan_weights(scopes: list[Scope], wishes: Wishes, limit: Limit) -> GraphPlan:
     """Decide on every tensor of a model that may be a weight.
 
     Raises
@@ -160,7 +158,7 @@ def plan_weights(model: onnx.ModelProto, scopes: list[Scope], wishes: Wishes, li
             uses = read.get(holder, [])
             ops = tuple(dict.fromkeys(use.node.op_type for use in uses))
             weight = WeightPlan(holder, ops, tuple(dict.fromkeys(p for use in uses for p in places_of(use.node))))
-            given = model.ir_version >= 4 and holder.name in scope.inputs
+            given = holder.name in scope.inputs
             reason = fixed_reason(holder, uses, given=given, returned=holder in outputs)
             if reason:
                 weights.append(replace(weight, reason=reason))

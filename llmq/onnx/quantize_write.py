@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import onnx
 
 from llmq.errors import InputError, UnsupportedError
+from llmq.onnx.data_file import data_path
 from llmq.onnx.graph_check import opset_of
 from llmq.onnx.graph_file import LARGE
 from llmq.onnx.graph_opset import least_ir_version
 from llmq.onnx.graph_rewrite import rewrite
-from llmq.onnx.quantize_files import ModelFiles, data_path
-from llmq.onnx.quantize_model import stored_tensors
+from llmq.onnx.planned_model import stored_tensors
+from llmq.onnx.quantize_files import ModelFiles
 from llmq.onnx.quantize_run import Destination, SquaredError, copy_tensor, nonfinite_weights, quantize_weight
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from llmq.onnx.graph_scopes import Holder
     from llmq.onnx.initializers import StoredTensor, TensorFiles
+    from llmq.onnx.planned_model import PlannedModel
     from llmq.onnx.quantize_forms import Form, Layout, Part
-    from llmq.onnx.quantize_model import PlannedModel
     from llmq.onnx.quantize_plan import WeightPlan
     from llmq.system.progress import Progress
 
@@ -48,11 +49,14 @@ class Settings:
         Whether activations are quantized too.
     told : dict
         What the model's metadata says of it.
+    overwrite : bool
+        Whether files that are there may be replaced.
     """
 
     method: str
     integer: bool
     told: dict[str, Any]
+    overwrite: bool
 
 
 class _Weight(NamedTuple):
@@ -111,7 +115,7 @@ def write_model(
     jobs = _jobs(planned, data_path(output).name, settings, files)
     _tell(proto, settings)
     errors: dict[Holder, SquaredError] = {}
-    with ModelFiles(output, jobs.size) as out:
+    with ModelFiles(output, jobs.size, overwrite=settings.overwrite) as out:
         progress.start(
             "quantizing", sum(job.stored.nbytes for job in jobs.weights) + sum(t.nbytes for t, _ in jobs.copies)
         )
@@ -170,6 +174,7 @@ def _quantize(job: _Weight, method: str, files: TensorFiles, out: ModelFiles) ->
         nan, infinite = nonfinite_weights(job.stored, job.layout, files)
         raise InputError(
             "weight is not finite",
+            file=files.paths[0].name,
             tensor=job.stored.name,
             found=f"{nan} NaN and {infinite} infinite of {job.stored.elements} values",
             hint="--nonfinite keep leaves such tensors as they are",

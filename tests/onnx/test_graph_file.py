@@ -14,7 +14,7 @@ import llmq.onnx.graph_file
 from llmq.errors import InputError, LlmqError, UnsupportedError
 from llmq.onnx.graph_check import check_graph, every_tensor
 from llmq.onnx.graph_file import LARGE, read_graph
-from llmq.onnx.quantize_model import read_model
+from llmq.onnx.planned_model import read_model
 
 
 @pytest.fixture(scope="module")

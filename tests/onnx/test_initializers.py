@@ -11,7 +11,7 @@ from llmq.errors import InputError
 from llmq.onnx import quantize_model
 from llmq.onnx.graph_file import read_graph
 from llmq.onnx.initializers import TensorFiles, element_bits, type_name
-from llmq.onnx.quantize_model import stored_tensors
+from llmq.onnx.planned_model import stored_tensors
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from onnx import helper
 import llmq.onnx.quantize_files
 from llmq.errors import ResourceError, UsageError
 from llmq.onnx import quantize_model
-from llmq.onnx.quantize_files import ModelFiles, data_path
+from llmq.onnx.data_file import data_path
+from llmq.onnx.quantize_files import ModelFiles
 from llmq.system.lock import FileLock
 
 
@@ -73,7 +74,7 @@ def test_outputs_that_cannot_be_files_are_refused(model, tmp_path, place, messag
     assert names(tmp_path) == ["folder.onnx", "m.bin", "m.onnx"]
 
 
-@pytest.mark.parametrize("call", ["preallocate", "pwrite", "sync_file", "replace", "atomic_write", "sync_folder"])
+@pytest.mark.parametrize("call", ["preallocate", "pwrite", "sync_file", "replace", "sync_folder"])
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_fault_at_any_step_leaves_no_half_of_a_model(model, tmp_path, monkeypatch, call, fault):
     out = tmp_path / "out.onnx"
@@ -120,7 +121,87 @@ def test_what_a_killed_run_left_is_taken_over(model, tmp_path):
 
 
 def test_nothing_is_left_without_a_commit(tmp_path):
-    with ModelFiles(tmp_path / "a.onnx", 4096) as files:
+    with ModelFiles(tmp_path / "a.onnx", 4096, overwrite=False) as files:
         files.write(0, np.ones(8, np.uint8))
         assert (tmp_path / ".a.onnx.data.tmp").stat().st_size == 4096
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"), [("sync_file", 1), ("sync_file", 2), ("sync_folder", 1), ("replace", 1), ("replace", 2)]
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_data_never_stays_without_its_model(model, tmp_path, monkeypatch, call, nth, after):
+    out, calls = tmp_path / "out.onnx", []
+    real = getattr(llmq.onnx.quantize_files, call)
+
+    def fail(*arguments):
+        calls.append(call)
+        if len(calls) < nth:
+            return real(*arguments)
+        if after:
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llmq.onnx.quantize_files, call, fail)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(model, out)
+    whole = (call, nth, after) == ("replace", 2, True)
+    assert names(tmp_path) == ["m.bin", "m.onnx", *(["out.onnx", "out.onnx.data"] if whole else [])]
+    monkeypatch.undo()
+    quantize_model(model, out, overwrite=whole)
+    onnx.checker.check_model(str(out), full_check=True)
+
+
+def test_a_full_disk_costs_nothing_of_what_is_replaced(model, tmp_path, monkeypatch):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out, bits=8)
+    before = out.read_bytes(), data_path(out).read_bytes()
+    real = llmq.onnx.quantize_files.pwrite
+
+    def fail(fd, data, offset):
+        if bytes(data[:2]) == out.read_bytes()[:2]:  # the structure
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, data, offset)
+
+    monkeypatch.setattr(llmq.onnx.quantize_files, "pwrite", fail)
+    with pytest.raises(ResourceError):
+        quantize_model(model, out, bits=4, overwrite=True)
+    assert (out.read_bytes(), data_path(out).read_bytes()) == before
+    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+
+
+def test_what_another_run_finished_meanwhile_is_not_replaced(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out)
+    with pytest.raises(UsageError, match="exists already"), ModelFiles(out, 4096, overwrite=False):
+        pass
+    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+
+
+@pytest.mark.parametrize("blocked", [".out.onnx.data.tmp", ".out.onnx.tmp"])
+def test_a_folder_where_something_is_staged_leaves_nothing_behind(model, tmp_path, blocked):
+    (tmp_path / blocked).mkdir()
+    with pytest.raises(OSError):
+        quantize_model(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == [blocked, "m.bin", "m.onnx"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system always follows links")
+@pytest.mark.parametrize("planted", [".out.onnx.lock", ".out.onnx.data.tmp", ".out.onnx.tmp"])
+def test_links_where_something_is_staged_are_not_followed(model, tmp_path, planted):
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / planted).symlink_to(tmp_path / "precious")
+    if planted.endswith("lock"):
+        with pytest.raises(OSError):
+            quantize_model(model, tmp_path / "out.onnx")
+    else:
+        quantize_model(model, tmp_path / "out.onnx")
+        assert not (tmp_path / "out.onnx").is_symlink()
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+def test_a_name_that_is_not_utf_8_is_refused(model, tmp_path):
+    with pytest.raises(UsageError, match=r"\\udcff\.onnx: the name of the output is not UTF-8"):
+        quantize_model(model, tmp_path / "\udcff.onnx")
+    assert names(tmp_path) == ["m.bin", "m.onnx"]
