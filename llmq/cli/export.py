@@ -12,6 +12,7 @@ from llmq.cli.options import json_option, model_argument
 from llmq.cli.output import print_json
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import format_size
+from llmq.cli.stopping import stoppable
 from llmq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def command(model: str, target: str | None, output: Path, as_json: bool, **flags
     """
     _, export, tell = TARGETS[target or _target_of(output)]
     prepare_kernels()
-    with show_progress() as progress:
+    with show_progress() as progress, stoppable():
         found = export(model, output, progress, flags)
     if as_json:
         print_json(found.to_json())

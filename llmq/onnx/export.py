@@ -177,8 +177,8 @@ def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progres
     loaded = load_mapped(source.folder, compute="float32")
     own = OwnData(data_path(path).name)
     graph = _graph(source, loaded, own, wishes)
-    staged = Staged(path.parent)
-    try:
+    with Staged(path.parent) as staged:
+        place_for(path, overwrite=wishes.overwrite)  # another run may have finished meanwhile
         copied = _stage_checkpoint(source, staged, own.nbytes + 2 * graph.ByteSize(), wishes, progress)
         own.write(staged.path(own.file), progress)
         source.check_unchanged()
@@ -188,8 +188,6 @@ def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progres
         found = _agreement(now, loaded, wishes.compute, progress) if _is_checked(source, wishes) else None
         _write(graph, now, {present: later for later, present in staged.names().items()})
         staged.publish(path.name)
-    finally:
-        staged.discard()
     names = (path.name, own.file, *_weights(source))
     return Exported(
         path,

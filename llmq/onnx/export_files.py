@@ -15,11 +15,13 @@ from llmq.checkpoint.source import select_copies
 from llmq.errors import ResourceError, UsageError
 from llmq.onnx.data_file import data_path, refuse_name
 from llmq.system.files import free_bytes, replace, sync_file, sync_folder
+from llmq.system.lock import FileLock, Held
 from llmq.system.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+    from types import TracebackType
 
     from llmq.checkpoint.source import FolderSource
     from llmq.system.progress import Progress
@@ -30,6 +32,8 @@ _BLOCK: Final = 8 << 20
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _SUFFIX: Final = ".onnx"
 _NAME: Final = "model.onnx"
+_LOCK: Final = ".llmq.onnx.lock"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def place_for(output: Path, *, overwrite: bool) -> Path:
@@ -77,19 +81,45 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 class Staged:
-    """Files under other names beside their places.
+    """Files under other names beside their places; a context manager that leaves nothing unless they are published.
 
     Parameters
     ----------
     folder : Path
         Where they will be; made if it is not there.
+
+    Raises
+    ------
+    ResourceError
+        The disk became full.
+    UsageError
+        Another run exports into that folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._made: dict[str, Path] = {}
-        self._is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._last: Path | None = None
+        self._lock = FileLock(folder / _LOCK)
+        self._new = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def __enter__(self) -> Staged:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except BaseException as error:
+            self._remove_new()
+            if isinstance(error, Held):
+                raise UsageError(f"another run is writing here: {error}", file=self.folder) from None
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise ResourceError("not enough disk space", file=self.folder, found=error.strerror) from error
 
     def path(self, name: str) -> Path:
         """Return where to write what will be `name`; what killed runs left of it goes."""
@@ -106,21 +136,31 @@ class Staged:
 
     def publish(self, last: str) -> None:
         """Put all files into their places, `last` last; an earlier one goes first, for it may need what is replaced."""
-        (self.folder / last).unlink(missing_ok=True)
+        self._last = self.folder / last
+        self._last.unlink(missing_ok=True)
         sync_folder(self.folder)
         for name in sorted(self._made, key=lambda name: name == last):
             replace(self._made[name], self.folder / name)
         self._made.clear()
 
-    def discard(self) -> None:
-        """Remove what is not in its place, and the folder if it is new and empty."""
-        for path in self._made.values():
+    def _discard(self) -> None:
+        """Remove what was not published, files that are in their places without the last one included."""
+        half = self._last is not None and not self._last.exists()
+        for name, path in self._made.items():
+            left = self.folder / name if half and not path.exists() else path
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                left.unlink(missing_ok=True)
         self._made.clear()
-        if self._is_new:
-            with contextlib.suppress(OSError):  # something is in it
-                self.folder.rmdir()
+        with contextlib.suppress(OSError):
+            self._lock.path.unlink(missing_ok=True)
+        self._lock.release()
+        self._remove_new()
+
+    def _remove_new(self) -> None:
+        """Remove the folders that were made, where nothing is in them."""
+        with contextlib.suppress(OSError):
+            for path in self._new:
+                path.rmdir()
 
 
 def _escaped(name: str) -> str:

@@ -131,6 +131,55 @@ def test_a_failure_leaves_nothing(stage, packed, tmp_path, monkeypatch):
         assert tree(out) == tree(packed) | {"model.onnx": b"before"}
 
 
+@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("after", [False, True])
+def test_no_data_stays_without_its_graph(nth, after, packed, tmp_path, monkeypatch):
+    real, calls = llmq.onnx.export_files.replace, []
+
+    def fail(source, target):
+        calls.append(target)
+        if len(calls) < nth:
+            return real(source, target)
+        if after:
+            real(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmq.onnx.export_files.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export_decoder(packed, tmp_path / "a" / "new" / "model.onnx", check=False)
+    assert list(tmp_path.iterdir()) == []
+    out = copied(packed, tmp_path / "old")
+    calls.clear()
+    monkeypatch.setattr("llmq.onnx.export_files.replace", real)
+    export_decoder(out, out, check=False)
+    monkeypatch.setattr("llmq.onnx.export_files.replace", fail)
+    if nth == 1:
+        with pytest.raises(KeyboardInterrupt):
+            export_decoder(out, out, check=False, overwrite=True)
+        assert tree(out).items() >= tree(packed).items()
+        assert "model.onnx" not in tree(out)
+        assert not any(name.endswith((".tmp", ".lock")) for name in tree(out))
+
+
+def test_one_run_at_a_time_writes_into_a_folder(packed, tmp_path):
+    with Staged(tmp_path / "out"), pytest.raises(UsageError, match="another run is writing here: process"):
+        export_decoder(packed, tmp_path / "out" / "model.onnx", check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_run_finished_meanwhile_is_not_replaced(packed, tmp_path, monkeypatch):
+    real = llmq.onnx.export.load_mapped
+
+    def load(*arguments, **options):
+        (tmp_path / "model.onnx").write_bytes(b"finished")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("llmq.onnx.export.load_mapped", load)
+    with pytest.raises(UsageError, match=r"model\.onnx: already there"):
+        export_decoder(packed, tmp_path, check=False)
+    assert tree(tmp_path) == {"model.onnx": b"finished"}
+
+
 def test_a_full_disk(packed, tmp_path, monkeypatch):
     monkeypatch.setattr("llmq.onnx.export_files.free_bytes", lambda _: 50_000)
     with pytest.raises(ResourceError, match="not enough disk space") as caught:
@@ -138,13 +187,21 @@ def test_a_full_disk(packed, tmp_path, monkeypatch):
     assert "own folder" in caught.value.hint
     monkeypatch.undo()
 
-    def full(fd, size):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for code in (errno.ENOSPC, errno.EFBIG):
 
-    monkeypatch.setattr("llmq.onnx.external.preallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        export_decoder(packed, tmp_path / "out" / "model.onnx")
-    assert not (tmp_path / "out").exists()
+        def full(fd, size, code=code):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("llmq.onnx.external.preallocate", full)
+        with pytest.raises(ResourceError, match=rf"out: not enough disk space .found {os.strerror(code)}"):
+            export_decoder(packed, tmp_path / "a" / "out" / "model.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf_8_are_refused(packed, tmp_path):
+    with pytest.raises(UsageError, match=r"\\udcff\.onnx: the name of the output is not UTF-8"):
+        export_decoder(packed, tmp_path / "\udcff.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_run_left_goes(tmp_path):
@@ -154,8 +211,8 @@ def test_what_a_killed_run_left_goes(tmp_path):
     other = tmp_path / ".model.onnx.notes.tmp"
     for path in (gone, running, other):
         path.touch()
-    staged = Staged(tmp_path)
-    assert staged.path("model.onnx") == tmp_path / f".model.onnx.{os.getpid()}.tmp"
+    with Staged(tmp_path) as staged:
+        assert staged.path("model.onnx") == tmp_path / f".model.onnx.{os.getpid()}.tmp"
     assert not gone.exists()
     assert running.exists()
     assert other.exists()
