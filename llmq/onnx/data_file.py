@@ -18,8 +18,8 @@ def data_path(output: Path) -> Path:
 
 
 def refuse_name(output: Path) -> None:
-    """Raise UsageError for a name that a graph cannot hold: text in ONNX is UTF-8, and names of files need not be."""
+    """Raise UsageError for a path that ONNX cannot take: its text is UTF-8, and names of files need not be."""
     try:
-        output.name.encode()
+        str(output).encode()
     except UnicodeEncodeError:
         raise UsageError("the name of the output is not UTF-8", file=output, hint="choose another name") from None

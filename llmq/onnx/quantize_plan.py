@@ -26,6 +26,9 @@ _WIDTHS: Final = {True: (2, 4, 7, 8), False: (2, 4, 8)}
 _WIDEST_GROUPED: Final = 4
 """Bits up to which weights have groups even if activations are integers: `MatMulNBits` multiplies them then."""
 
+_LARGEST_OF_TWO_BITS: Final = 256
+"""Elements of a group; ONNX Runtime refuses larger ones when it loads a model."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -185,6 +188,8 @@ def _unfit(form: Form, layout: Layout, limit: Limit) -> str:
     needed = form.opset(bits)
     if needed > limit.opset:
         return f"{form.kind} of {bits} bits needs opset {needed}{limit.reason}"
+    if form.kind is Kind.MATMUL_NBITS and bits == 2 and layout.group_size > _LARGEST_OF_TWO_BITS:
+        return f"MatMulNBits of 2 bits has groups of at most {_LARGEST_OF_TWO_BITS}"
     if form.kind is Kind.GATHER and bits == 7:
         return "GatherBlockQuantized has no 7 bits"
     if form.kind is Kind.GATHER and layout.columns * bits % 8:
