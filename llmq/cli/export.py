@@ -59,6 +59,8 @@ def _export_onnx(model: str, output: Path, progress: Progress, flags: dict[str, 
         _refuse(flags, _OF_NETWORKS, f"for a file of llmq.integer.save ({_NETWORK}) only")
         return export_decoder(model, output, progress=progress, **_given(flags, _OF_DECODERS))
     _refuse(flags, _OF_DECODERS, "for a language model in a folder only")
+    if output.suffix != ".onnx":
+        raise UsageError("the output must end in .onnx", file=output, hint=f"-o {output.with_suffix('.onnx')}")
     if output.is_dir() or (output.exists() and not flags["overwrite"]):
         what = "is a folder" if output.is_dir() else "there is a file of that name"
         raise UsageError(what, file=output, hint="name a file" if output.is_dir() else "replace it with --overwrite")
