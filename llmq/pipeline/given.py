@@ -121,7 +121,7 @@ def _refuse_settings(settings: Mapping[str, Any] | None) -> None:
         raise UsageError(f"settings must be JSON-able: {error}") from error
 
 
-def _check_names(source: Source, weights: Mapping[str, QuantizedTensor]) -> None:
+def _check_names(source: Source, weights: Mapping[str, Any]) -> None:
     for name, q in weights.items():
         if name not in source.tensors:
             raise UsageError("is no tensor of the model", file=source.label, tensor=name)
