@@ -155,7 +155,7 @@ def _quantize(run: _Run) -> OnnxReport:
     file = read_model(run.model)
     with TensorFiles(file) as files:
         before = sum(stored.nbytes for _, stored in stored_tensors(file, files))
-        refuse_output(run.output, files.paths, overwrite=run.overwrite)
+        refuse_output(run.output, files.paths, overwrite=run.overwrite or run.dry_run)
         planned = plan_model(file, run.wishes)
         if run.nonfinite == "keep" and not run.dry_run:
             planned = plan_model(file, keep_nonfinite(planned, files, run.wishes, run.progress))

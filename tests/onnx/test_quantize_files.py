@@ -205,3 +205,11 @@ def test_a_name_that_is_not_utf_8_is_refused(model, tmp_path):
     with pytest.raises(UsageError, match=r"\\udcff\.onnx: the name of the output is not UTF-8"):
         quantize_model(model, tmp_path / "\udcff.onnx")
     assert names(tmp_path) == ["m.bin", "m.onnx"]
+
+
+def test_a_dry_run_asks_for_no_place(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out)
+    before = out.read_bytes(), data_path(out).read_bytes()
+    assert quantize_model(model, out, bits=8, dry_run=True).state == "dry run"
+    assert (out.read_bytes(), data_path(out).read_bytes()) == before
