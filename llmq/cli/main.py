@@ -37,7 +37,9 @@ COMMANDS: Final[dict[str, str]] = {
 
 _INTERRUPTED: Final = 130
 _PIPE_CLOSED: Final = 141
-_NO_ROOM: Final = frozenset(getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "ENOMEM", "EMFILE", "ENFILE"))
+_NO_ROOM: Final = frozenset(
+    getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "EFBIG", "ENOMEM", "EMFILE", "ENFILE")
+)
 _UNUSABLE: Final = frozenset(getattr(errno, name, -1) for name in ("ENAMETOOLONG", "ELOOP", "EROFS"))
 _CONTEXT: Final = {
     "help_option_names": ["-h", "--help"],

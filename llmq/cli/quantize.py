@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +15,10 @@ from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.quantize_onnx import is_onnx, quantize_onnx
 from llmq.cli.sizes import SIZE, format_size
+from llmq.cli.stopping import stoppable
 from llmq.errors import StoppedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from llmq.pipeline import QuantizeReport
     from llmq.plan import TensorPlan
     from llmq.report import Measures
@@ -162,7 +158,7 @@ def command(
     OUT ends in .onnx too, and the data stands beside it in OUT.data.
     """
     if is_onnx(flags["model"]):
-        with _stoppable():
+        with stoppable():
             quantize_onnx(flags | {"activations": activations}, as_json=as_json)
         return
     if activations is not None:
@@ -175,7 +171,7 @@ def command(
     from llmq.pipeline import quantize
 
     measures = measures_for(report_file)
-    with show_progress() as progress, _stoppable():
+    with show_progress() as progress, stoppable():
         try:
             report = quantize(**flags, resume=not no_resume, progress=progress, watch=measures)
             if report_file and measures is not None:
@@ -207,19 +203,6 @@ def _write_report(
         report.to_json(), measures, source=flags["model"], settings=settings, memory=report.memory
     )
     write_page(path, contents)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send, stop a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(report: QuantizeReport) -> None:

@@ -13,7 +13,7 @@ from llmq.cli.kernels import prepare_kernels
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import format_size
-from llmq.errors import UsageError
+from llmq.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from llmq.onnx.quantize_plan import WeightPlan
@@ -92,7 +92,7 @@ def _print_summary(report: OnnxReport) -> None:
     _print_nodes(report)
     kept = Counter(weight.treatment for weight in report.plan.weights if weight.spec is None)
     for reason, count in sorted(kept.items()):
-        click.echo(f"  {count} {reason}")
+        click.echo(f"  {count} {printable(reason)}")
     error = "" if report.nmse is None else f"; their squared error is {report.nmse:.2e} of their squares (NMSE)"
     click.echo(f"  {report.bits_per_weight_quantized:.3f} bits per quantized weight, scales included{error}")
     rate = format_size(report.source_bytes / max(report.seconds, 1e-9))

@@ -95,14 +95,14 @@ class ActivationGrid:
             raise ValueError("a grid has a scale and a zero point, unless its spec is dynamic")
         if self.scale is None or self.zero_point is None:
             return
-        scale, zero_point = np.asarray(self.scale, np.float32), np.asarray(self.zero_point, np.int32)
+        scale, zero_point = np.asarray(self.scale, np.float32), np.asarray(self.zero_point)
         half = 1 << (self.spec.bits - 1)
         if scale.shape != () or not (np.isfinite(scale) and scale > 0):
             raise ValueError(f"scale must be one number, positive and finite, not {self.scale}")
         if zero_point.shape != () or not -half <= int(zero_point) < half:
             raise ValueError(f"zero_point must be {-half} to {half - 1}, not {self.zero_point}")
         object.__setattr__(self, "scale", scale)
-        object.__setattr__(self, "zero_point", zero_point)
+        object.__setattr__(self, "zero_point", zero_point.astype(np.int32))
 
     @classmethod
     def of(cls, spec: QuantSpec, range_: tuple[float, float] | None, name: str = "input") -> ActivationGrid:

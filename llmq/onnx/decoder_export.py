@@ -171,7 +171,7 @@ def _export(source: FolderSource, path: Path, wishes: _Wishes, progress: Progres
     loaded = load_mapped(source.folder, compute="float32")
     own = OwnData(data_path(path).name)
     graph = _graph(source, loaded, own, wishes)
-    with Staged(path) as staged:
+    with Staged(path, overwrite=wishes.overwrite, alone=True) as staged:
         copied = _stage_checkpoint(source, staged, own.nbytes + 2 * graph.ByteSize(), wishes, progress)
         own.write(staged.path(own.file), progress)
         source.check_unchanged()

@@ -51,6 +51,15 @@ def _has_nested(graph: onnx.GraphProto) -> bool:
     return any(a.HasField("g") or len(a.graphs) for node in graph.node for a in node.attribute)
 
 
+def _put_tensors_back(origin: onnx.NodeProto, node: onnx.NodeProto) -> None:
+    """Let the tensors of a node's attributes, such as that of `Constant`, be what they were before the skeleton."""
+    held = {attribute.name: attribute for attribute in origin.attribute}
+    for attribute in node.attribute:
+        before = held.get(attribute.name)
+        if before is not None and (before.HasField("t") or len(before.tensors)):
+            attribute.CopyFrom(before)
+
+
 def _put_back(original: onnx.ModelProto, converted: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Take nodes and new small tensors from `converted`, and everything else from `original`."""
     model = onnx.ModelProto()
@@ -61,6 +70,7 @@ def _put_back(original: onnx.ModelProto, converted: onnx.ModelProto, opset: int)
     for node in converted.graph.node:
         origin = origins.get(node.output[0])
         if origin is not None and origin.op_type == node.op_type:
+            _put_tensors_back(origin, node)
             node.doc_string = origin.doc_string
             del node.metadata_props[:]
             node.metadata_props.extend(origin.metadata_props)

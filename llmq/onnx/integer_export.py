@@ -146,12 +146,15 @@ def export_integer(
     Raises
     ------
     UsageError
-        An unknown style or opset, or a shape that does not fit the network.
+        An unknown style or opset, a shape that does not fit the network, or a folder that is not there.
     UnsupportedError
         A layer that has no ONNX form, or more than 2 GiB of weights.
     """
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise UsageError("no such folder", file=path.parent)
     model = integer_model(network, input_shape=input_shape, style=style, signed=signed, opset=opset)
-    path, data = Path(output), model.SerializeToString(deterministic=True)
+    data = model.SerializeToString(deterministic=True)
     atomic_write(path, data)
     values = (tuple(described(value) for value in values) for values in (model.graph.input, model.graph.output))
     return ExportedNetwork(path, len(data), style, model.opset_import[0].version, *values)
@@ -179,9 +182,14 @@ def export_saved(
     ------
     InputError
         A file that is missing, damaged, or holds no integer network.
-    UsageError, UnsupportedError
+    UsageError
+        As for `export_integer`, and for an output that is `path`.
+    UnsupportedError
         As for `export_integer`.
     """
+    path, output = Path(path), Path(output)
+    if output.exists() and output.samefile(path):
+        raise UsageError("the output would replace the network itself", file=output, hint="choose another name")
     network = integer.load(path)
     return export_integer(network, output, input_shape=input_shape, style=style, signed=signed, opset=opset)
 

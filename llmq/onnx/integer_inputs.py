@@ -90,8 +90,7 @@ def _try(network: Layer, shape: Shape, dtype: np.dtype[Any]) -> None:
     """Run one item of zeros through the network, if its sizes are known; UsageError if it does not fit."""
     if None in shape:
         return
-    zeros = np.zeros((1, *(size or 0 for size in shape)), dtype)
     try:
-        network(zeros)
+        network(np.zeros((1, *(size or 0 for size in shape)), dtype))
     except (TypeError, ValueError) as error:
         raise UsageError(f"the network does not take items of shape {shape}: {error}") from error

@@ -49,10 +49,11 @@ def refuse_output(output: Path, *, overwrite: bool, sources: Iterable[Path] = ()
     Raises
     ------
     UsageError
-        Another ending, a folder, something that is there already, or a file of the source.
+        Another ending, a name that is not UTF-8, a folder, something that is there already, or a file of the source.
     """
     if output.suffix != _SUFFIX:
         raise UsageError(f"the output must end in {_SUFFIX}", file=output, hint=f"-o {output / 'model.onnx'}")
+    _refuse_name(output)
     sources = tuple(sources)
     for path in (output, data_path(output)) if data else (output,):
         if path.is_dir():
@@ -61,6 +62,14 @@ def refuse_output(output: Path, *, overwrite: bool, sources: Iterable[Path] = ()
             raise UsageError("the output would replace a file of the source", file=path, hint="choose another name")
         if os.path.lexists(path) and not overwrite:
             raise UsageError("already there", file=path, hint="replace it with --overwrite")
+
+
+def _refuse_name(output: Path) -> None:
+    """Refuse a path that a graph cannot name: its text is UTF-8, and names of files need not be."""
+    try:
+        str(output).encode()
+    except UnicodeEncodeError:
+        raise UsageError("the name of the output is not UTF-8", file=output, hint="choose another name") from None
 
 
 def check_room(folder: Path, needed: int, *, hint: str = "free some") -> None:
@@ -81,44 +90,69 @@ class Staged:
     ----------
     graph : Path
         The graph's place; its folder is made if it is not there.
+    overwrite : bool
+        Whether files that are there may be replaced.
+    alone : bool
+        Whether no other run may write into the folder; else none may write the same graph.
 
     Raises
     ------
     UsageError
-        On entering: another run writes this graph.
+        On entering: another run writes there, or has done so meanwhile.
     ResourceError
         On leaving: the disk was full.
     """
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path, *, overwrite: bool, alone: bool = False) -> None:
         self.graph = graph
         self.folder = graph.parent
+        self._overwrite = overwrite
         self._made: dict[str, Path] = {}
-        self._is_new = not self.folder.exists()
-        self._lock = FileLock(graph.with_name(f".{graph.name}.lock"))
+        self._publishing = False
+        self._new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self._lock = FileLock(self.folder / (".llmq.onnx.lock" if alone else f".{graph.name}.lock"))
 
     def __enter__(self) -> Staged:
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        except Held as owner:
-            raise UsageError(f"another run is writing here: {owner}", file=self.graph) from None
+        except BaseException as error:
+            self._remove_folders()
+            if isinstance(error, Held):
+                raise UsageError(f"another run is writing here: {error}", file=self.graph) from None
+            raise
+        try:
+            refuse_output(self.graph, overwrite=self._overwrite)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for path in self._made.values():
+        self._discard()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise _full(self.graph, "free some", found=error.strerror) from error
+
+    def _discard(self) -> None:
+        """Remove what was not published; files that are in their places without the graph are of no use either."""
+        half = self._publishing and not self.graph.exists()
+        for name, path in self._made.items():
+            left = self.folder / name if half and not path.exists() else path
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                left.unlink(missing_ok=True)
+        self._made.clear()
         with contextlib.suppress(OSError):
             self._lock.path.unlink(missing_ok=True)
         self._lock.release()
-        if self._is_new:
-            with contextlib.suppress(OSError):  # something is in it
-                self.folder.rmdir()
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise _full(self.graph, "free some", found=error.strerror) from error
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        """Remove the folders that were made, where nothing is in them."""
+        with contextlib.suppress(OSError):
+            for path in self._new:
+                path.rmdir()
 
     def path(self, name: str) -> Path:
         """Return where to write what will be `name`; what killed runs left of it goes."""
@@ -126,7 +160,9 @@ class Staged:
             for left in self.folder.glob(f".{_escaped(name)}.*.tmp"):
                 if not _is_running(left.name):
                     left.unlink(missing_ok=True)
-            self._made[name] = self.folder / f".{name}.{os.getpid()}.tmp"
+            place = self.folder / f".{name}.{os.getpid()}.tmp"
+            place.unlink(missing_ok=True)  # a link that somebody put there is not followed
+            self._made[name] = place
         return self._made[name]
 
     def names(self) -> dict[str, str]:
@@ -145,6 +181,7 @@ class Staged:
     def publish(self) -> None:
         """Put all files into their places; an earlier graph goes first, for it may need what is replaced."""
         last = self.graph.name
+        self._publishing = True
         self.graph.unlink(missing_ok=True)
         sync_folder(self.folder)
         for name in sorted(self._made, key=lambda name: name == last):
@@ -192,7 +229,7 @@ class DataFile:
         self._fd = -1
 
     def __enter__(self) -> DataFile:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         self._fd = os.open(self._path, flags, 0o666)
         try:
             preallocate(self._fd, self._size)

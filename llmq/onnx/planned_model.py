@@ -28,6 +28,9 @@ __all__ = ["PlannedModel", "keep_nonfinite", "plan_model", "read_model", "stored
 
 _ANY: Final = 1 << 30
 
+_WITHOUT_INPUTS: Final = 4
+"""The first version of the format that has weights which are no inputs."""
+
 
 @dataclass(frozen=True, eq=False)
 class PlannedModel:
@@ -54,10 +57,22 @@ class PlannedModel:
 
 
 def read_model(path: Path) -> GraphFile:
-    """Read and check a model's structure. Raises InputError or UnsupportedError."""
+    """Read and check a model's structure, raised to version 4 of the format. Raises InputError or UnsupportedError."""
     file = read_graph(path)
     check_graph(file)
+    if file.proto.ir_version < _WITHOUT_INPUTS:
+        _free_weights(file.proto)
     return file
+
+
+def _free_weights(proto: onnx.ModelProto) -> None:
+    """Raise a model to the version in which only what callers may replace is an input: before it, all weights were."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs = proto.graph.input
+    for i in reversed(range(len(inputs))):
+        if inputs[i].name in weights:
+            del inputs[i]
+    proto.ir_version = _WITHOUT_INPUTS
 
 
 def stored_tensors(file: GraphFile, files: TensorFiles) -> list[tuple[onnx.TensorProto, StoredTensor]]:
@@ -91,7 +106,7 @@ def plan_model(file: GraphFile, wishes: Wishes) -> PlannedModel:
 
 def _planned(file: GraphFile, wishes: Wishes, limit: Limit) -> PlannedModel:
     scopes = list(scopes_of(file.proto.graph))
-    return PlannedModel(file, scopes, plan_weights(file.proto, scopes, wishes, limit))
+    return PlannedModel(file, scopes, plan_weights(scopes, wishes, limit))
 
 
 def keep_nonfinite(planned: PlannedModel, files: TensorFiles, wishes: Wishes, progress: Progress) -> Wishes:

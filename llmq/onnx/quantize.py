@@ -151,7 +151,7 @@ def _quantize(run: _Run) -> OnnxReport:
     file = read_model(run.model)
     with TensorFiles(file) as files:
         before = sum(stored.nbytes for _, stored in stored_tensors(file, files))
-        refuse_output(run.output, overwrite=run.overwrite, sources=files.paths)
+        refuse_output(run.output, overwrite=run.overwrite or run.dry_run, sources=files.paths)
         if not run.output.parent.is_dir():
             raise UsageError("no such folder", file=run.output.parent)
         planned = plan_model(file, run.wishes)
@@ -168,7 +168,8 @@ def _quantize(run: _Run) -> OnnxReport:
         )
         if run.dry_run:
             return report
-        return replace(report, errors=write_model(planned, run.output, run.wishes, files, run.progress))
+        errors = write_model(planned, run.output, run.wishes, files, progress=run.progress, overwrite=run.overwrite)
+        return replace(report, errors=errors)
 
 
 def _check_choices(recipe: Recipe, activations: str, nonfinite: str, group_size: int | None) -> None:

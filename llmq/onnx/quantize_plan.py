@@ -15,8 +15,6 @@ from llmq.onnx.quantize_forms import Form, Kind, Layout
 from llmq.onnx.quantize_reasons import attribute, fixed_reason, may_be_weight, places_of
 
 if TYPE_CHECKING:
-    import onnx
-
     from llmq.onnx.graph_scopes import Holder, Scope, Use
     from llmq.spec import QuantSpec, Recipe
 
@@ -27,6 +25,9 @@ _WIDTHS: Final = {True: (2, 4, 7, 8), False: (2, 4, 8)}
 
 _WIDEST_GROUPED: Final = 4
 """Bits up to which weights have groups even if activations are integers: `MatMulNBits` multiplies them then."""
+
+_LARGEST_OF_TWO_BITS: Final = 256
+"""Elements of a group; ONNX Runtime refuses larger ones when it loads a model."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class GraphPlan:
         return max(needs, default=1)
 
 
-def plan_weights(model: onnx.ModelProto, scopes: list[Scope], wishes: Wishes, limit: Limit) -> GraphPlan:
+def plan_weights(scopes: list[Scope], wishes: Wishes, limit: Limit) -> GraphPlan:
     """Decide on every tensor of a model that may be a weight.
 
     Raises
@@ -175,7 +176,7 @@ def plan_weights(model: onnx.ModelProto, scopes: list[Scope], wishes: Wishes, li
             uses = read.get(holder, [])
             ops = tuple(dict.fromkeys(use.node.op_type for use in uses))
             weight = WeightPlan(holder, ops, tuple(dict.fromkeys(p for use in uses for p in places_of(use.node))))
-            given = model.ir_version >= 4 and holder.name in scope.inputs
+            given = holder.name in scope.inputs
             reason = fixed_reason(holder, uses, given=given, returned=holder in outputs)
             if reason:
                 weights.append(replace(weight, reason=reason))
@@ -202,6 +203,8 @@ def _unfit(form: Form, layout: Layout, limit: Limit) -> str:
     needed = form.opset(bits)
     if needed > limit.opset:
         return f"{form.kind} of {bits} bits needs opset {needed}{limit.reason}"
+    if form.kind is Kind.MATMUL_NBITS and bits == 2 and layout.group_size > _LARGEST_OF_TWO_BITS:
+        return f"MatMulNBits of 2 bits has groups of at most {_LARGEST_OF_TWO_BITS}"
     if form.kind is Kind.GATHER and bits == 7:
         return "GatherBlockQuantized has no 7 bits"
     if form.kind is Kind.GATHER and layout.columns * bits % 8:

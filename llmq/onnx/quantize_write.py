@@ -72,7 +72,13 @@ class _Jobs:
 
 
 def write_model(
-    planned: PlannedModel, output: Path, wishes: Wishes, files: TensorFiles, progress: Progress
+    planned: PlannedModel,
+    output: Path,
+    wishes: Wishes,
+    files: TensorFiles,
+    *,
+    progress: Progress,
+    overwrite: bool,
 ) -> dict[Holder, SquaredError]:
     """Write a model and its data; nothing appears before all of it is written.
 
@@ -94,7 +100,7 @@ def write_model(
     jobs = _jobs(planned, location, wishes, files)
     _tell(proto, wishes)
     errors: dict[Holder, SquaredError] = {}
-    with Staged(output) as staged:
+    with Staged(output, overwrite=overwrite) as staged:
         check_room(output.parent, jobs.size)
         with DataFile(staged.path(location), jobs.size) as out:
             progress.start("quantizing", jobs.source_bytes)
@@ -153,6 +159,7 @@ def _quantize(job: _Weight, method: str, files: TensorFiles, out: DataFile) -> S
         nan, infinite = nonfinite_weights(job.stored, job.layout, files)
         raise InputError(
             "weight is not finite",
+            file=files.paths[0].name,
             tensor=job.stored.name,
             found=f"{nan} NaN and {infinite} infinite of {job.stored.elements} values",
             hint="--nonfinite keep leaves such tensors as they are",

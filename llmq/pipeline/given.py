@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmq.pipeline.outputs import check_disk, check_folders
 from llmq.pipeline.report import QuantizeReport
 from llmq.pipeline.run import Sink, missing_outputs, run_plan
 from llmq.plan import build_plan
-from llmq.spec import Assigned, QuantSpec, Recipe
+from llmq.spec import Assigned, QuantizedTensor, QuantSpec, Recipe
 from llmq.system.memory import PeakMemory
 from llmq.system.progress import NullProgress
 from llmq_kernels.nonfinite import count_nonfinite
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from llmq.checkpoint.source import Source
     from llmq.plan import Plan, TensorPlan
-    from llmq.spec import QuantizedTensor
 
 __all__ = ["write_given"]
 
@@ -71,17 +71,20 @@ def write_given(
     Raises
     ------
     UsageError
-        Names that the model has not or that cannot be quantized, other shapes, or grids that one checkpoint cannot mix.
+        Names that the model has not or that cannot be quantized, other shapes, grids that one checkpoint cannot mix, or
+        settings that are no JSON.
     InputError
         NaN or infinity.
     LlmqError
         As for `llmq.quantize`; nothing half-written is ever published.
     """
     began, output = time.perf_counter(), Path(output)
-    changed = dict(tensors or {})
+    changed = {name: np.asarray(values) for name, values in (tensors or {}).items()}
+    _refuse_settings(settings)
     with open_local(model) as opened, PeakMemory() as memory:
         source = dequantized(opened)
         check_folders(source, output)
+        _check_names(source, weights)
         plan = build_plan(source, _recipe(source, weights))
         _check(plan, source, weights, changed)
         check_disk(output, plan)
@@ -111,6 +114,24 @@ def write_given(
     )
 
 
+def _refuse_settings(settings: Mapping[str, Any] | None) -> None:
+    try:
+        json.dumps(dict(settings or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"settings must be JSON-able: {error}") from error
+
+
+def _check_names(source: Source, weights: Mapping[str, Any]) -> None:
+    for name, q in weights.items():
+        if name not in source.tensors:
+            raise UsageError("is no tensor of the model", file=source.label, tensor=name)
+        if not isinstance(q, QuantizedTensor):
+            found = type(q).__name__
+            raise UsageError(
+                "is not quantized", file=source.label, tensor=name, expected="QuantizedTensor", found=found
+            )
+
+
 def _recipe(source: Source, weights: Mapping[str, QuantizedTensor]) -> Recipe:
     """A recipe under which exactly these weights are quantized, each as it is."""
     if not weights:
@@ -133,10 +154,9 @@ def _check(
     """Refuse what does not fit the model."""
     planned = {t.name: t for t in plan.tensors}
     for name, q in weights.items():
-        tensor = planned.get(name)
-        if tensor is None or tensor.spec is None:
-            what = "cannot be quantized" if tensor else "is no tensor of the model"
-            raise UsageError(what, file=source.label, tensor=name, found=tensor.reason if tensor else None)
+        tensor = planned[name]
+        if tensor.spec is None:
+            raise UsageError("cannot be quantized", file=source.label, tensor=name, found=tensor.reason)
         _same_shape(tensor, q.shape, source)
         _same_grid(tensor, q.spec, source)
     for name, array in changed.items():

@@ -27,6 +27,7 @@ __all__ = [
 _READ_ALONE: Final = threading.Lock()
 _BINARY: Final = getattr(os, "O_BINARY", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _LARGEST_IO: Final = 1 << 30  # macOS refuses requests of 2 GiB
 
 
@@ -174,7 +175,7 @@ def atomic_write(path: Path, data: bytes, *, temporary: Path | None = None) -> N
         Nothing of the file is left behind.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _CLOEXEC, 0o666)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _CLOEXEC | _NOFOLLOW, 0o666)
     try:
         try:
             pwrite(fd, memoryview(data), 0)

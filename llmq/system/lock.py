@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["FileLock", "Held"]
 
 _log = logging.getLogger("llmq")
+
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""A link that somebody put there is not followed: what it leads to would be overwritten."""
 
 
 class Held(Exception):  # noqa: N818
@@ -40,10 +43,10 @@ class FileLock:
         Held
             Another process, or another `FileLock`, has it.
         OSError
-            The file cannot be made.
+            The file cannot be made, or is a symbolic link.
         """
         while self._fd is None:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            fd = os.open(self.path, _FLAGS, 0o666)
             try:
                 self._lock(fd)
                 if not _names(self.path, fd):  # removed between opening and locking: a lock on nothing

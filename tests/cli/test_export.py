@@ -101,9 +101,19 @@ def test_a_saved_network(call, network, tmp_path, style):
     assert call("export", network, "-o", output, "--overwrite")[1].startswith(f"wrote {output} (")
 
 
+@pytest.mark.parametrize("name", ["network.safetensors", "other.bin"])
+def test_networks_are_written_to_onnx_files_only(call, network, name):
+    before = network.read_bytes()
+    code, _, err = call("export", network, "--to", "onnx", "-o", network.with_name(name), "--overwrite")
+    assert (code, "the output must end in .onnx" in err) == (2, True)
+    assert [path.name for path in network.parent.iterdir()] == ["network.safetensors"]
+    assert network.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--input-shape", "1,99999999999,99999999999"), "does not take items of shape"),
         (("--compute", "int8"), "--compute is for a language model in a folder only"),
         (("--no-check",), "--check is for a language model in a folder only"),
         (("--input-shape", "1,x"), "is no list of sizes"),

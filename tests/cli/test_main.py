@@ -114,6 +114,7 @@ def test_snake_case_is_accepted(call):
         (MemoryError(), 5, ["error: not enough memory"]),
         (BrokenPipeError(), 141, []),
         (OSError(errno.ENOSPC, "No space left on device", "out"), 5, ["error: out: No space left on device"]),
+        (OSError(errno.EFBIG, "File too large", "out"), 5, ["error: out: File too large"]),
         (PermissionError(errno.EACCES, "Permission denied", "out"), 3, ["error: out: Permission denied"]),
         (
             KeyError("x\ny\x1b[2J"),

@@ -136,6 +136,7 @@ PREFIX = "network.layers.0"
         (lambda tree, conv, tensors: conv["geometry"].update(groups=3), "do not fit"),
         (lambda tree, conv, tensors: conv["grids"]["input"].update(scale=-1.0), "positive"),
         (lambda tree, conv, tensors: conv["grids"]["input"].update(zero_point=128), "-128 to 127"),
+        (lambda tree, conv, tensors: conv["grids"]["input"].update(zero_point=1 << 40), "-128 to 127"),
         (lambda tree, conv, tensors: conv["grids"]["input"].update(scale=None), "unless its spec is dynamic"),
         (lambda tree, conv, tensors: conv["weight"].update(shape=[2, 4]), "do not fit"),
         (lambda tree, conv, tensors: conv["weight"].update(shape=[]), "do not make a weight"),

@@ -9,8 +9,7 @@ import pytest
 
 import llmq
 from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError, VerificationError
-from llmq.onnx import export_decoder
-from llmq.system.lock import FileLock
+from llmq.onnx import decoder_export, export_decoder, output_files
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +134,63 @@ def test_a_full_disk(packed, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_runs_do_not_write_the_same_graph(packed, tmp_path):
-    lock = FileLock(tmp_path / ".m.onnx.lock")
-    lock.acquire()
-    with pytest.raises(UsageError, match="another run is writing here: process"):
-        export_decoder(packed, tmp_path / "m.onnx", check=False)
-    lock.release()
-    export_decoder(packed, tmp_path / "m.onnx", check=False)
-    assert not list(tmp_path.glob(".*"))
+@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("after", [False, True])
+def test_no_data_stays_without_its_graph(nth, after, packed, tmp_path, monkeypatch):
+    real, calls = output_files.replace, []
+
+    def fail(source, target):
+        calls.append(target)
+        if len(calls) < nth:
+            return real(source, target)
+        if after:
+            real(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmq.onnx.output_files.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export_decoder(packed, tmp_path / "a" / "new" / "model.onnx", check=False)
+    assert list(tmp_path.iterdir()) == []
+    out = copied(packed, tmp_path / "old")
+    calls.clear()
+    monkeypatch.setattr("llmq.onnx.output_files.replace", real)
+    export_decoder(out, out, check=False)
+    monkeypatch.setattr("llmq.onnx.output_files.replace", fail)
+    if nth == 1:
+        with pytest.raises(KeyboardInterrupt):
+            export_decoder(out, out, check=False, overwrite=True)
+        assert tree(out).items() >= tree(packed).items()
+        assert "model.onnx" not in tree(out)
+        assert not any(name.endswith((".tmp", ".lock")) for name in tree(out))
+
+
+def test_one_run_at_a_time_writes_into_a_folder(packed, tmp_path):
+    with (
+        output_files.Staged(tmp_path / "out" / "m.onnx", overwrite=False, alone=True),
+        pytest.raises(UsageError, match="another run is writing here: process"),
+    ):
+        export_decoder(packed, tmp_path / "out" / "model.onnx", check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_run_finished_meanwhile_is_not_replaced(packed, tmp_path, monkeypatch):
+    real = decoder_export.load_mapped
+
+    def load(*arguments, **options):
+        (tmp_path / "model.onnx").write_bytes(b"finished")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("llmq.onnx.decoder_export.load_mapped", load)
+    with pytest.raises(UsageError, match=r"model\.onnx: already there"):
+        export_decoder(packed, tmp_path, check=False)
+    assert tree(tmp_path) == {"model.onnx": b"finished"}
+
+
+def test_names_that_are_not_utf_8_are_refused(packed, tmp_path):
+    for path in (tmp_path / "\udcff.onnx", tmp_path / "\udcff" / "model.onnx"):
+        with pytest.raises(UsageError, match=r"\\udcff.*: the name of the output is not UTF-8"):
+            export_decoder(packed, path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_that_computes_something_else_is_not_published(packed, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from llmq.onnx import quantize_model
 from llmq.onnx.graph_file import read_graph
@@ -52,6 +52,43 @@ def test_integers_need_operators_of_version_11_only(write_onnx, run, tmp_path):
     x = np.random.default_rng(3).standard_normal((2, 64)).astype(np.float32)
     wanted = x @ weight
     assert ((run(tmp_path / "out.onnx", x=x)[0] - wanted) ** 2).sum() < 1e-3 * (wanted**2).sum()
+
+
+def test_data_of_constants_outside_the_file_is_found_again(write_onnx, run, tmp_path):
+    rng = np.random.default_rng(4)
+    held = {n: rng.standard_normal(s).astype(np.float32) for n, s in (("w", (32, 16, 3, 3)), ("c", (32, 30, 30)))}
+    nodes = [helper.make_node("Constant", [], [n], value=numpy_helper.from_array(a)) for n, a in held.items()]
+    nodes += [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Add", ["a", "c"], ["y"])]
+    values = {"x": (np.float32, [1, 16, 32, 32])}, {"y": (np.float32, [1, 32, 30, 30])}
+    path = write_onnx(tmp_path / "m.onnx", nodes, {}, *values)
+    model = onnx.load(path)
+    onnx.save_model(model, path, save_as_external_data=True, location="m.bin", convert_attribute=True)
+    # Longer than the tensors, so that reading them from the model itself would succeed.
+    model = onnx.load(path, load_external_data=False)
+    model.doc_string = "x" * 200_000
+    path.write_bytes(model.SerializeToString())
+    assert quantize_model(path, tmp_path / "out.onnx", bits=8).opsets == (18, 21)
+    x = rng.standard_normal((1, 16, 32, 32)).astype(np.float32)
+    found, wanted = run(tmp_path / "out.onnx", x=x)[0], run(path, x=x)[0]
+    assert ((found - wanted) ** 2).sum() < 1e-4 * (wanted**2).sum()
+
+
+@pytest.mark.parametrize("options", [{"bits": 8}, {"activations": "int8"}])
+def test_weights_that_had_to_be_inputs_are_raised_with_the_operators(write_onnx, run, tmp_path, options):
+    rng = np.random.default_rng(5)
+    weights = {"w": rng.standard_normal((64, 64)).astype(np.float32), "b": np.ones(64, np.float32)}
+    path = write_onnx(
+        tmp_path / "m.onnx", [helper.make_node("Gemm", ["x", "w", "b"], ["y"])], weights,
+        {"x": (np.float32, [2, 64]), "w": (np.float32, [64, 64]), "b": (np.float32, [64])},
+        {"y": (np.float32, [2, 64])}, opset=7, ir=3,
+    )  # fmt: skip
+    quantize_model(path, tmp_path / "out.onnx", **options)
+    x = rng.standard_normal((2, 64)).astype(np.float32)
+    found, wanted = run(tmp_path / "out.onnx", x=x)[0], run(path, x=x)[0]
+    assert ((found - wanted) ** 2).sum() < 1e-3 * (wanted**2).sum()
+    model = onnx.load(tmp_path / "out.onnx")
+    assert [value.name for value in model.graph.input] == ["x"]
+    assert model.ir_version >= 4
 
 
 def test_what_the_converter_cannot_do_is_told(old):

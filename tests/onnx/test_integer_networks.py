@@ -167,6 +167,12 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none"):
         export_saved(tmp_path / "none.safetensors", tmp_path / "c.onnx")
     assert not (tmp_path / "c.onnx").exists()
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        export_integer(network, tmp_path / "nowhere" / "a.onnx")
+    before = (tmp_path / "network.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="would replace the network itself"):
+        export_saved(tmp_path / "network.safetensors", tmp_path / "network.safetensors")
+    assert (tmp_path / "network.safetensors").read_bytes() == before
 
 
 class Doubling:

@@ -124,7 +124,7 @@ def test_what_a_killed_run_left_goes(model, tmp_path):
 
 
 def test_nothing_is_left_of_what_is_not_published(tmp_path):
-    with Staged(tmp_path / "new" / "a.onnx") as staged:
+    with Staged(tmp_path / "new" / "a.onnx", overwrite=False) as staged:
         with DataFile(staged.path("a.onnx.data"), 4096) as file:
             file.write(8, np.ones(8, np.uint8))
         assert staged.path("a.onnx.data").read_bytes() == bytes(8) + bytes([1] * 8) + bytes(4080)
@@ -141,3 +141,81 @@ def test_places(tmp_path):
     with pytest.raises(UsageError, match="a folder is in its place"):
         refuse_output(tmp_path / "dir.onnx", overwrite=True)
     refuse_output(tmp_path / "dir.onnx", overwrite=False, data=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"), [("sync_file", 1), ("sync_file", 2), ("sync_folder", 1), ("replace", 1), ("replace", 2)]
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_data_never_stays_without_its_model(model, tmp_path, monkeypatch, call, nth, after):
+    out, calls = tmp_path / "out.onnx", []
+    real = getattr(llmq.onnx.output_files, call)
+
+    def fail(*arguments):
+        calls.append(call)
+        if len(calls) < nth:
+            return real(*arguments)
+        if after:
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llmq.onnx.output_files, call, fail)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(model, out)
+    whole = (call, nth, after) == ("replace", 2, True)
+    assert names(tmp_path) == ["m.bin", "m.onnx", *(["out.onnx", "out.onnx.data"] if whole else [])]
+    monkeypatch.undo()
+    quantize_model(model, out, overwrite=whole)
+    onnx.checker.check_model(str(out), full_check=True)
+
+
+def test_a_full_disk_costs_nothing_of_what_is_replaced(model, tmp_path, monkeypatch):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out, bits=8)
+    before = out.read_bytes(), data_path(out).read_bytes()
+
+    def full(staged, graph):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Staged, "write_graph", full)
+    with pytest.raises(ResourceError):
+        quantize_model(model, out, bits=4, overwrite=True)
+    assert (out.read_bytes(), data_path(out).read_bytes()) == before
+    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+
+
+def test_what_another_run_finished_meanwhile_is_not_replaced(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out)
+    with pytest.raises(UsageError, match="already there"), Staged(out, overwrite=False):
+        pass
+    assert names(tmp_path) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system always follows links")
+@pytest.mark.parametrize("planted", [".out.onnx.lock", ".out.onnx.data.PID.tmp", ".out.onnx.PID.tmp"])
+def test_links_where_something_is_staged_are_not_followed(model, tmp_path, planted):
+    (tmp_path / "precious").write_text("text")
+    planted = planted.replace("PID", str(os.getpid()))
+    (tmp_path / planted).symlink_to(tmp_path / "precious")
+    if planted.endswith("lock"):
+        with pytest.raises(OSError):
+            quantize_model(model, tmp_path / "out.onnx")
+    else:
+        quantize_model(model, tmp_path / "out.onnx")
+        assert not (tmp_path / "out.onnx").is_symlink()
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+def test_a_name_that_is_not_utf_8_is_refused(model, tmp_path):
+    with pytest.raises(UsageError, match=r"\\udcff\.onnx: the name of the output is not UTF-8"):
+        quantize_model(model, tmp_path / "\udcff.onnx")
+    assert names(tmp_path) == ["m.bin", "m.onnx"]
+
+
+def test_a_dry_run_asks_for_no_place(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    quantize_model(model, out)
+    before = out.read_bytes(), data_path(out).read_bytes()
+    assert quantize_model(model, out, bits=8, dry_run=True).state == "dry run"
+    assert (out.read_bytes(), data_path(out).read_bytes()) == before

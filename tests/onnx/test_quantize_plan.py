@@ -176,3 +176,17 @@ def test_integer_weights_of_other_tools_count_as_quantized(write_onnx, tmp_path)
     )  # fmt: skip
     with pytest.raises(UnsupportedError, match=r"quantized already .*int8 already"):
         quantize_model(path, tmp_path / "out.onnx")
+
+
+def test_groups_larger_than_products_of_two_bits_take_are_kept(reasons, run, tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "long"], ["y"])]
+    values = {"inputs": {"x": (FLOAT, [2, 300])}, "outputs": {"y": (FLOAT, [2, 64])}}
+    flags = {"bits": 2, "group_size": 512}
+    assert reasons(nodes, {"long": normal(300, 64)}, **values, flags=flags) == {
+        "long": "MatMulNBits of 2 bits has groups of at most 256"
+    }
+    run(tmp_path / "out.onnx", x=normal(2, 300), x0=normal(2, 64))
+    (tmp_path / "out.onnx").unlink()
+    (tmp_path / "out.onnx.data").unlink()
+    assert reasons(nodes, {"long": normal(300, 64)}, **values, flags=flags | {"group_size": 256}) == {"long": ""}
+    run(tmp_path / "out.onnx", x=normal(2, 300), x0=normal(2, 64))

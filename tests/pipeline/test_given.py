@@ -83,6 +83,7 @@ def test_an_output_is_replaced_only_where_that_is_asked_for(tmp_path, write_pico
         (lambda weights: weights.clear(), "no quantized weights"),
         (lambda weights: weights.update({"a.weight": next(iter(weights.values()))}), "no tensor of the model"),
         (lambda weights: weights.update({NORM: next(iter(weights.values()))}), "cannot be quantized"),
+        (lambda weights: weights.update({NORM: np.ones((64, 64))}), "expected QuantizedTensor, found ndarray"),
         (
             lambda weights: weights.update(
                 {"model.layers.0.mlp.up_proj.weight": llmq.quantize_tensor(np.ones((4, 64)))}
@@ -120,4 +121,12 @@ def test_changed_tensors_that_do_not_fit_are_refused(tmp_path, write_pico, name,
     source = write_pico(tmp_path / "in")
     with pytest.raises(error, match=message):
         write_given(source, tmp_path / "out", quantized(source), tensors={name: values})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), np.float32(1)])
+def test_settings_that_are_no_json_are_refused_before_anything_is_written(tmp_path, write_pico, value):
+    source = write_pico(tmp_path / "in")
+    with pytest.raises(UsageError, match="settings must be JSON-able"):
+        write_given(source, tmp_path / "out", quantized(source), settings={"steps": value})
     assert not (tmp_path / "out").exists()

@@ -74,3 +74,12 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, caplog):
         one.acquire()
     assert "has no locks" in caplog.text
     one.release()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system always follows links")
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError):
+        FileLock(tmp_path / "lock").acquire()
+    assert (tmp_path / "precious").read_text() == "text"
