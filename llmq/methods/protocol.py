@@ -41,12 +41,18 @@ class Method:
     Parameters
     ----------
     quantize : Quantize
-    needs : {"nothing", "energy", "moments"}
-        What it must be given of the statistics; "nothing" for a method that needs no data.
+    needs : {"nothing", "energy", "moments", "block"}
+        What it must be given of the statistics; "nothing" for a method that needs no data, "block" for one that begins
+        with `gptq` and trains the block: `quantize` refuses a single weight.
     """
 
     quantize: Quantize
-    needs: Literal["nothing", "energy", "moments"] = "nothing"
+    needs: Literal["nothing", "energy", "moments", "block"] = "nothing"
+
+    @property
+    def whole_moments(self) -> bool:
+        """Whether calibration must keep all second moments of the inputs, not their diagonals alone."""
+        return self.needs in ("moments", "block")
 
 
 def energy_of(statistics: InputStatistics | None) -> np.ndarray:
