@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from llmq.learn.rounding import LearnedRounding, Rates
+from llmq.system.allocator import keeping_freed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +103,7 @@ def tune_block(
     -------
     dict of QuantizedTensor
     """
-    with _single_threads(), ThreadPoolExecutor(min(threads, settings.batch)) as pool:
+    with keeping_freed(), _single_threads(), ThreadPoolExecutor(min(threads, settings.batch)) as pool:
         return _Tuning(block, starts, windows, settings, pool).run(progress)
 
 

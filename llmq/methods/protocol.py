@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from llmq.observers.inputs import InputStatistics
 
-__all__ = ["Method", "Quantize", "encode_rows", "energy_of", "kernel_grid", "quantized"]
+__all__ = ["Method", "Needs", "Quantize", "encode_rows", "energy_of", "kernel_grid", "quantized"]
+
+
+Needs = Literal["nothing", "energy", "moments", "block"]
 
 
 class Quantize(Protocol):
@@ -47,7 +50,7 @@ class Method:
     """
 
     quantize: Quantize
-    needs: Literal["nothing", "energy", "moments", "block"] = "nothing"
+    needs: Needs = "nothing"
 
     @property
     def whole_moments(self) -> bool:
