@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LearnedRounding", "Rates"]
 
-_ELEMENTS: Final = 1 << 16
+_ELEMENTS: Final = 1 << 17
 """Elements of a weight that are rounded at a time: what is made of them on the way stays in the cache."""
 
 _BETAS: Final = (0.9, 0.99)
@@ -80,7 +80,7 @@ class LearnedRounding:
             ) / unit
         self._stay_within()
         groups = [{"params": [one]} for one in (self._steps, self._ratio, self._zero) if one is not None]
-        self._adam = torch.optim.Adam(groups, betas=_BETAS, foreach=False)
+        self._adam = torch.optim.Adam(groups, betas=_BETAS, fused=True)
 
     @torch.no_grad()
     def round_into(self, out: torch.Tensor) -> None:

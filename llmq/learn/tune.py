@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from llmq.learn.block import TorchBlock
     from llmq.spec import QuantizedTensor
 
-__all__ = ["Settings", "Windows", "tune_block"]
+__all__ = ["Settings", "Windows", "readings", "tune_block"]
 
 Window = Callable[[int], tuple[np.ndarray, np.ndarray]]
 """Gives the hidden states of a window by its number: what goes into the block, and what should come out, both float32
 (context, hidden_size)."""
 
 
-_RATES: Final = Rates(weight=0.005, scale=0.001, zero_point=0.005)
+_READINGS: Final = (4, 10)
+_TOKENS: Final = 131_072
+"""A text is read as often as makes so many tokens, within these bounds: more readings of few tokens learn them by
+heart, and of many they change little."""
+
+_RATES: Final = Rates(weight=0.007, scale=0.0005, zero_point=0.005)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,12 @@ class Settings:
     batch: int = 2
     rates: Rates = _RATES
     seed: int = 0
+
+
+def readings(tokens: int) -> int:
+    """How often a text of so many tokens is read."""
+    fewest, most = _READINGS
+    return min(most, max(fewest, _TOKENS // tokens))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class BlockTuner:
         import torch
 
         from llmq.learn.block import TorchBlock
-        from llmq.learn.tune import Windows, tune_block
+        from llmq.learn.tune import Settings, Windows, readings, tune_block
 
         count, context = self.states.windows // 2, self.states.context
         read = self.states.read
@@ -89,6 +89,7 @@ class BlockTuner:
             TorchBlock(self.config, layer, context, weights=weights),
             {_NAMES[projection]: start for projection, start in starts.items()},
             windows,
+            settings=Settings(epochs=readings(count * context), seed=layer),
             threads=threads(),
             progress=tell,
         )

@@ -17,7 +17,9 @@ _TOP_PAD: Final = -2
 _MMAP_THRESHOLD: Final = -3
 """Of `mallopt`, in <malloc.h> of glibc."""
 
-_KEPT: Final = 1 << 30
+_LARGEST: Final = 32 << 20
+"""Blocks that are kept: of larger ones a page costs little beside what is computed with it."""
+
 _USUAL: Final = {_TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10, _MMAP_THRESHOLD: 32 << 20}
 """What glibc arrives at by itself in a program that frees large blocks."""
 
@@ -33,7 +35,7 @@ def keeping_freed() -> Iterator[None]:
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         yield
         return
-    for parameter, value in ((_MMAP_THRESHOLD, _KEPT), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, 64 << 20)):
+    for parameter, value in ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20)):
         library.mallopt(parameter, value)
     try:
         yield

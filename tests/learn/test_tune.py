@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from llmq.learn.block import TorchBlock  # noqa: E402
 from llmq.learn.rounding import Rates  # noqa: E402
-from llmq.learn.tune import Settings, Windows, tune_block  # noqa: E402
+from llmq.learn.tune import Settings, Windows, readings, tune_block  # noqa: E402
 from llmq.methods import quantize_tensor  # noqa: E402
 
 CONFIG = {
@@ -87,6 +87,10 @@ def test_what_does_not_learn_ends_as_it_began(text):
     for name, start in starts.items():
         np.testing.assert_array_equal(tuned[name].packed, start.packed)
         np.testing.assert_array_equal(tuned[name].scale, start.scale)
+
+
+def test_long_texts_are_read_less_often():
+    assert [readings(tokens) for tokens in (500, 8192, 16384, 32768, 1_000_000)] == [10, 10, 8, 4, 4]
 
 
 def test_threads_change_no_byte(text):
