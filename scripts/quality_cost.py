@@ -70,7 +70,7 @@ class Costs:
 
     def _measure(self, method: str) -> dict[str, Any]:
         needs = METHODS[method].needs
-        layers = 1 if needs == "moments" or method in CLIPPING else _LAYERS
+        layers = 1 if needs in ("moments", "block") or method in CLIPPING else _LAYERS
         data = ("--calibrate", self.calibration) if needs != "nothing" else ()
         output = self.folder / f"out-cost-{method}"
         shutil.rmtree(output, ignore_errors=True)

@@ -31,7 +31,13 @@ _SHAPES: Final = (
 )
 _FEW: Final = ((4, 64), (3, 64), (2, 32))
 CLIPPING: Final = frozenset({"percentile", "entropy"})
-"""Methods that others outdo at every width; measured at few."""
+"""Methods that others outdo at every width."""
+
+_TRAINED: Final = "block-ap"
+"""Takes minutes a row."""
+
+_FEWER: Final = CLIPPING | {_TRAINED}
+"""Methods that are measured in few rows."""
 
 _TARGETS: Final = (4.0, 3.25, 2.5)
 _BETWEEN: Final = (6.5, 5.5, 3.0, 2.3)
@@ -103,9 +109,9 @@ def rows(*, seen: bool) -> Iterator[Row]:
     """List all rows; those calibrated on text that the model was trained on where there is such a text."""
     yield from _peers()
     for method in METHODS:
-        for bits, group_size in _FEW if method in CLIPPING else _SHAPES:
+        for bits, group_size in _FEW if method in _FEWER else _SHAPES:
             yield _ours(method, bits, group_size)
-        if method in CLIPPING:
+        if method in _FEWER:
             continue
         for bits, group_size in _FEW:
             yield _ours(method, bits, group_size, symmetric=False)
@@ -120,7 +126,9 @@ def rows(*, seen: bool) -> Iterator[Row]:
 
 
 def _more_text() -> Iterator[Row]:
-    """The best method on more of the text."""
+    """The best methods on more of the text."""
+    yield from (_many(_ours(_TRAINED, bits, group_size)) for bits, group_size in _FEW if bits < 4)
+    yield from (_target(_TRAINED, target) for target in _TARGETS if target < 4)
     yield from (_many(_ours("gptq", bits, group_size, symmetric=bits == 2)) for bits, group_size in _FEW)
     yield from (_many(_target("gptq", target)) for target in sorted((*_TARGETS, *_BETWEEN), reverse=True))
 
@@ -129,7 +137,7 @@ def _with_outliers() -> Iterator[Row]:
     for factor in FACTORS:
         model = f"outliers-{factor}"
         for bits, group_size in _OUTLIERS:
-            yield from (_ours(method, bits, group_size, model=model) for method in METHODS if method not in CLIPPING)
+            yield from (_ours(method, bits, group_size, model=model) for method in METHODS if method not in _FEWER)
         yield from (_llama(kind, "calibration", model) for kind in ("Q4_K", "Q3_K"))
 
 

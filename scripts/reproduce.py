@@ -43,6 +43,9 @@ _WIDE: Final = 8
 """From so many bits on all methods round nearly alike: the default one is measured only."""
 
 _DEFAULT: Final = "mse"
+_LIGHT: Final = tuple(name for name, method in METHODS.items() if method.needs != "block")
+"""Methods that take minutes at most and no torch."""
+
 _QUANTIZED: Final = (
     "output_bytes", "bits_per_weight", "bits_per_weight_quantized", "seconds",
     "peak_anon_bytes", "predicted_peak_bytes",
@@ -266,7 +269,7 @@ def _listed(kind: type, choices: Any) -> Any:
 )
 @click.option("--calibrate", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Else the bundled.")
 @click.option("--bits", default="8,4,3,2", callback=_listed(int, range(1, 9)), help="Widths.")
-@click.option("--methods", default=",".join(METHODS), callback=_listed(str, METHODS), help="Of choosing codes.")
+@click.option("--methods", default=",".join(_LIGHT), callback=_listed(str, METHODS), help="Of choosing codes.")
 @click.option("--group-size", type=click.IntRange(min=1), default=64)
 @click.option("--context", type=click.IntRange(min=2), default=512, help="Tokens of a window.")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Use the first N tokens of the text only.")

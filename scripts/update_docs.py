@@ -92,11 +92,11 @@ def calibration_memory() -> str:
         needs = [
             PROCESS_BYTES
             + TOKENIZER_BYTES
-            + calibration_bytes(config, (block, block * 17 // 64), CALIBRATION_TOKENS, whole=whole)
-            for whole in (False, True)
+            + calibration_bytes(config, (block, block * 17 // 64), CALIBRATION_TOKENS, needs=needs)
+            for needs in ("energy", "moments", "block")
         ]
         rows.append((name, *(f"{need / 1e9:.1f} GB" for need in needs)))
-    return table(("model", "imatrix", "gptq"), rows)
+    return table(("model", "imatrix", "gptq", "block-ap"), rows)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ class _GroupSize(click.ParamType[int]):
 @click.option(
     "--method",
     metavar="NAME",
-    help="How codes are chosen: rtn, percentile, entropy, hqq, mse; calibrated: imatrix, gptq.  "
+    help="How codes are chosen: rtn, percentile, entropy, hqq, mse; calibrated: imatrix, gptq, block-ap.  "
     "[default: mse; gptq with --calibrate]",
 )
 @click.option(

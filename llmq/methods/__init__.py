@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from llmq.methods.block_ap import block_ap
 from llmq.methods.clipped import entropy, percentile
 from llmq.methods.gptq import gptq
 from llmq.methods.hqq import hqq
@@ -28,8 +29,10 @@ METHODS: Final[dict[str, Method]] = {
     "mse": Method(mse),
     "imatrix": Method(imatrix, "energy"),
     "gptq": Method(gptq, "moments"),
+    "block-ap": Method(block_ap, "block"),
 }
-"""Ways to choose codes by name; those that need statistics are calibrated."""
+"""Ways to choose codes by name; those that need statistics are calibrated, and one that needs a
+whole block can do nothing but that."""
 
 
 class SpecFields(TypedDict, total=False):
@@ -61,7 +64,7 @@ def quantize_tensor(
     group_size : int
         Elements of a row that share a scale; -1 for the whole row.
     method : str
-        A key of `METHODS`.
+        A key of `METHODS` that needs no whole block.
     statistics : InputStatistics, optional
         Of the weight's inputs, for methods that need them: `llmq.observers.InputMoments` collects them.
     **spec_fields
@@ -77,8 +80,8 @@ def quantize_tensor(
     TypeError
         The weight is not a 2-D float array.
     ValueError
-        Fields that make no sense, a group size that does not divide `in_features`, an unknown method, missing
-        statistics, or a weight with NaN or infinity.
+        Fields that make no sense, a group size that does not divide `in_features`, an unknown method or one for whole
+        blocks, missing statistics, or a weight with NaN or infinity.
     """
     weight = np.asarray(weight)
     names = [name for name, dtype in FLOAT_DTYPES.items() if dtype == weight.dtype]

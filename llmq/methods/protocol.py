@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from llmq.observers.inputs import InputStatistics
 
-__all__ = ["Method", "Quantize", "encode_rows", "energy_of", "kernel_grid", "quantized"]
+__all__ = ["Method", "Needs", "Quantize", "encode_rows", "energy_of", "kernel_grid", "quantized"]
+
+
+Needs = Literal["nothing", "energy", "moments", "block"]
 
 
 class Quantize(Protocol):
@@ -41,12 +44,18 @@ class Method:
     Parameters
     ----------
     quantize : Quantize
-    needs : {"nothing", "energy", "moments"}
-        What it must be given of the statistics; "nothing" for a method that needs no data.
+    needs : {"nothing", "energy", "moments", "block"}
+        What it must be given of the statistics; "nothing" for a method that needs no data, "block" for one that begins
+        with `gptq` and trains the block: `quantize` refuses a single weight.
     """
 
     quantize: Quantize
-    needs: Literal["nothing", "energy", "moments"] = "nothing"
+    needs: Needs = "nothing"
+
+    @property
+    def whole_moments(self) -> bool:
+        """Whether calibration must keep all second moments of the inputs, not their diagonals alone."""
+        return self.needs in ("moments", "block")
 
 
 def energy_of(statistics: InputStatistics | None) -> np.ndarray:

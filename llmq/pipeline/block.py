@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmq.runtime.stack import Block
     from llmq.spec import QuantizedTensor
 
-__all__ = ["PROJECTIONS", "BlockRunner", "BranchShares", "branch_shares", "for_many", "watch"]
+__all__ = ["PROJECTIONS", "BlockRunner", "BranchShares", "branch_shares", "for_many", "parameters_of", "watch"]
 
 PROJECTIONS: Final = {
     "self_attn.q_proj": "q",
@@ -43,6 +43,20 @@ def for_many(block: Block, weights: Mapping[str, QuantizedTensor] | None = None)
     """`block` with linears for many tokens at once, some of them packed; their activations stay exact."""
     packed = {name: PackedLinear(q, block.linears[name].bias, "float32") for name, q in (weights or {}).items()}
     return block.with_linears({name: PanelLinear(linear) for name, linear in (block.linears | packed).items()})
+
+
+def parameters_of(block: Block) -> dict[str, np.ndarray]:
+    """All parameters of a dense block by what follows `model.layers.N.` in their names, float32; weights are copies."""
+    own = block.attention
+    found = {"input_layernorm.weight": block.attention_norm, "post_attention_layernorm.weight": block.mlp_norm}
+    norms = {"self_attn.q_norm.weight": own.q_norm, "self_attn.k_norm.weight": own.k_norm}
+    found |= {name: norm for name, norm in norms.items() if norm is not None}
+    for name, projection in PROJECTIONS.items():
+        linear = block.linears[projection]
+        found[f"{name}.weight"] = linear.rows(np.arange(linear.shape[0]))
+        if linear.bias is not None:
+            found[f"{name}.bias"] = linear.bias
+    return found
 
 
 @dataclass(frozen=True, eq=False)

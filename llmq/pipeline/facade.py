@@ -301,10 +301,12 @@ def _check_choices(method: str, nonfinite: str, max_shard_size: int) -> None:
     if max_shard_size < 1:
         raise UsageError("--max-shard-size must be positive", found=max_shard_size)
     from llmq.methods import METHODS
+    from llmq.pipeline.tuning import check_torch
 
     for flag, value, choices in (("--method", method, list(METHODS)), ("--nonfinite", nonfinite, ["error", "keep"])):
         if value not in choices:
             raise UsageError(f"unknown {flag}", expected="/".join(choices), found=value)
+    check_torch(method)
 
 
 def _quantize(

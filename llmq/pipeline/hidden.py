@@ -45,6 +45,8 @@ class SavedStates:
     ----------
     layer : int
         The block that they go into.
+    windows, context : int
+        As given.
 
     Raises
     ------
@@ -55,23 +57,23 @@ class SavedStates:
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.layer = 0
         self._folder = folder
-        self.windows, self._context, self._width = shape
+        self.windows, self.context, self._width = shape
         self._bytes = 4 * int(np.prod(shape, dtype=np.int64))
-        self._states = HiddenStates(self.windows * self._context, self._width, HIDDEN_BYTES, folder=folder)
+        self._states = HiddenStates(self.windows * self.context, self._width, HIDDEN_BYTES, folder=folder)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of windows `start` to `stop`, float32 (stop - start, context, hidden_size)."""
-        rows = self._states.read(start * self._context, stop * self._context)
-        return rows.reshape(-1, self._context, self._width).copy()
+        rows = self._states.read(start * self.context, stop * self.context)
+        return rows.reshape(-1, self.context, self._width).copy()
 
     def write(self, start: int, x: np.ndarray) -> None:
         """Keep windows from `start` on, float32 (n, context, hidden_size)."""
-        self._states.write(start * self._context, x.reshape(-1, self._width))
+        self._states.write(start * self.context, x.reshape(-1, self._width))
 
-    def parts(self, stop: int, windows: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the windows before `stop`, some at a time, each time with the number of the first."""
-        for start in range(0, stop, windows):
-            yield start, self.read(start, min(start + windows, stop))
+    def parts(self, windows: range, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield some windows, `count` at a time, each time with the number of the first."""
+        for start in range(windows.start, windows.stop, count):
+            yield start, self.read(start, min(start + count, windows.stop))
 
     def resume(self, complete: int) -> bool:
         """Read the states that an earlier run saved, if they go into a block up to `complete`; whether it did."""
@@ -80,10 +82,10 @@ class SavedStates:
         if not layers:
             return False
         self.layer = max(layers)
-        size = self._context * self._width
+        size = self.context * self._width
         with found[self.layer].open("rb") as file:
             for window in range(self.windows):
-                self.write(window, np.fromfile(file, np.float32, size).reshape(1, self._context, self._width))
+                self.write(window, np.fromfile(file, np.float32, size).reshape(1, self.context, self._width))
         return True
 
     def save(self, layer: int) -> None:
@@ -98,7 +100,7 @@ class SavedStates:
         with writing(self._folder):
             part = target.with_suffix(".part")
             with part.open("wb") as file:
-                for _, window in self.parts(self.windows, 1):
+                for _, window in self.parts(range(self.windows), 1):
                     window.tofile(file)
                 file.flush()
                 sync_file(file.fileno())

@@ -18,6 +18,7 @@ from llmq.methods import METHODS
 from llmq.pipeline.block import PROJECTIONS, BlockRunner, for_many, watch
 from llmq.pipeline.hidden import SavedStates, embed
 from llmq.pipeline.run import Sink, bytes_to_read, missing_outputs, refuse_nonfinite, run_plan
+from llmq.pipeline.tuning import BlockTuner
 from llmq.runtime.assemble import assemble_block
 from llmq.runtime.linear import DenseLinear
 from llmq.runtime.weights import Weights
@@ -42,6 +43,9 @@ _log = logging.getLogger("llmq")
 
 _DATA_FREE: Final = "mse"
 """What calibrated methods are measured against, and what tensors outside the blocks get."""
+
+_START: Final = "gptq"
+"""What training begins with."""
 
 _HELD: Final = 8
 """One of so many windows is kept apart to judge by."""
@@ -80,8 +84,10 @@ def run_calibrated(
 ) -> tuple[BlockResult, ...]:
     """Write every tensor of the plan that an earlier run has not written.
 
-    A block's statistics are those of the text as it comes through the quantized blocks before. Where the calibrated
-    method leaves more error than the data-free one on windows kept apart, that one is kept for the block.
+    A block's statistics are those of the text as it comes through the quantized blocks before. It should make of that
+    text what the original block makes of it, or, where it is trained, what the original blocks have made of the text.
+    Where the calibrated method leaves more error than the data-free one on windows kept apart, that one is kept for
+    the block.
 
     Raises
     ------
@@ -136,10 +142,15 @@ class _CalibratedRun:
         self._calibration = calibration
         self._config = decoder_config(source.config)
         self._loaded = LoadedCheckpoint(source)
-        windows, context = calibration.tokens.shape
+        self._method = METHODS[plan.recipe.method]
+        self._windows, context = calibration.tokens.shape
         self._context = context
-        self._held = max(1, windows // _HELD)
-        self._hidden = SavedStates(Scratch(writer.folder).shards, (windows, context, self._config.hidden_size))
+        self._held = max(1, self._windows // _HELD)
+        # To train, the text is taken through the original blocks too: those windows stand behind the others.
+        streams = 2 if self._method.needs == "block" else 1
+        shape = (streams * self._windows, context, self._config.hidden_size)
+        self._hidden = SavedStates(Scratch(writer.folder).shards, shape)
+        self._tune = BlockTuner(source.config, self._hidden, self._held)
 
     def close(self) -> None:
         """Give files back; what an interrupted run needs stays."""
@@ -152,25 +163,27 @@ class _CalibratedRun:
             complete += 1
         if not self._hidden.resume(complete):
             for number, ids in enumerate(self._calibration.tokens):
-                self._hidden.write(number, embed(self._loaded, ids)[None])
+                states = embed(self._loaded, ids)[None]
+                for first in range(0, self._hidden.windows, self._windows):
+                    self._hidden.write(first + number, states)
         return self._hidden.layer
 
     def block(self, layer: int, tensors: Sequence[TensorPlan], progress: Progress) -> BlockResult:
         """Quantize a block, write it, and take the hidden states through it."""
-        method = METHODS[self._plan.recipe.method]
         block = assemble_block(self._config, Weights(self._loaded, None, "float32"), layer)
         runner = BlockRunner(self._config, layer, self._context)
         self._check(block, tensors)
-        states, count = self._hidden, self._hidden.windows
-        inputs, original = states.read(count - self._held, count), for_many(block)
+        states, count = self._hidden, self._windows
+        original = for_many(block)
         # A single window is counted and judged by.
-        counted = (x for _, x in states.parts(count - self._held or count, runner.windows))
-        statistics = watch(runner, original, counted, whole=method.needs == "moments")
-        wanted = runner.outputs(original, inputs)
+        counted = (x for _, x in states.parts(range(count - self._held or count), runner.windows))
+        statistics = watch(runner, original, counted, whole=self._method.whole_moments)
+        inputs = states.read(count - self._held, count)
+        wanted = self._wanted(runner, original, inputs)
         if not np.isfinite(wanted).all():
             raise InputError(f"block {layer} makes NaN or infinity of the text", file=self._loaded.source.label)
         free_error = runner.error(for_many(block, self._quantize(block, tensors, {}, _DATA_FREE)), inputs, wanted)
-        chosen = self._quantize(block, tensors, statistics, self._plan.recipe.method, progress)
+        chosen = self._calibrated(layer, block, tensors, statistics, progress)
         error = runner.error(for_many(block, chosen), inputs, wanted)
         result = BlockResult(layer, self._plan.recipe.method, error, free_error)
         if tensors and not error <= free_error:
@@ -182,10 +195,34 @@ class _CalibratedRun:
             )  # fmt: skip
         self._write(tensors, chosen)
         final = for_many(block, chosen)
-        for start, x in states.parts(count, runner.windows):
+        for start, x in states.parts(range(count), runner.windows):
             states.write(start, runner.run(final, x))
         states.save(layer + 1)
         return result
+
+    def _wanted(self, runner: BlockRunner, original: Block, inputs: np.ndarray) -> np.ndarray:
+        """What the block should make of the windows kept apart; what the original blocks make of the text goes on."""
+        if self._method.needs != "block":
+            return runner.outputs(original, inputs)
+        count = self._windows
+        for start, x in self._hidden.parts(range(count, 2 * count), runner.windows):
+            self._hidden.write(start, runner.run(original, x))
+        return self._hidden.read(2 * count - self._held, 2 * count)
+
+    def _calibrated(
+        self,
+        layer: int,
+        block: Block,
+        tensors: Sequence[TensorPlan],
+        statistics: dict[str, InputStatistics],
+        progress: Progress,
+    ) -> dict[str, QuantizedTensor]:
+        """Quantize linears by the calibrated method, by projection."""
+        if self._method.needs != "block":
+            return self._quantize(block, tensors, statistics, self._plan.recipe.method, progress)
+        starts = self._quantize(block, tensors, statistics, _START)
+        nbytes = sum(tensor.info.nbytes for tensor in tensors)
+        return self._tune(layer, block, starts, progress=progress, nbytes=nbytes) if tensors else {}
 
     def _check(self, block: Block, tensors: Sequence[TensorPlan]) -> None:
         """Refuse NaN and infinity in what is to be quantized."""

@@ -14,6 +14,7 @@ from llmq.checkpoint.dtypes import bytes_per_element
 from llmq.checkpoint.layout import OutputTensor, lay_out
 from llmq.errors import UnsupportedError, UsageError
 from llmq.formats.compressed_tensors import SUFFIXES, already_quantized, entries, quantization_config
+from llmq.methods import METHODS
 from llmq.plan.budget import Need, block_budget, process_bytes
 from llmq.plan.choose import chooser
 from llmq.plan.plan import Plan, TensorPlan
@@ -251,7 +252,7 @@ def _warnings(plan: Plan) -> list[str]:
     for pattern, flag in [(p, "--ignore") for p in recipe.ignore] + [(o.pattern, "--set") for o in recipe.overrides]:
         if not any(re.search(pattern, name) for name in names):
             warnings.append(f"{flag} {pattern!r} matches no tensor that could be quantized")
-    if any(t.spec and t.spec.bits <= 2 for t in plan.quantized):
+    if METHODS[recipe.method].needs == "nothing" and any(t.spec and t.spec.bits <= 2 for t in plan.quantized):
         warnings.append("2 bits or fewer without calibration is a floor, not a recommendation")
     return warnings + _limits_of_transformers(plan)
 

@@ -32,7 +32,11 @@ def error(weight, q):
     return float(((weight - q.dequantize()) ** 2).sum() / (weight**2).sum())
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALONE = [name for name, method in METHODS.items() if method.needs != "block"]
+"""Methods that quantize a weight by itself."""
+
+
+@pytest.mark.parametrize("method", ALONE)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_every_method_gives_every_width(method, symmetric, bits):
@@ -49,7 +53,7 @@ def test_every_method_gives_every_width(method, symmetric, bits):
         assert error(weight, q) < 1.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 def test_more_bits_are_never_worse(method):
     weight, found = weights(), statistics()
     errors = [
@@ -104,6 +108,11 @@ def test_gptq_needs_all_moments():
     moments.add(np.ones((3, 256), np.float32))
     with pytest.raises(ValueError, match="all moments"):
         quantize_tensor(weights(), method="gptq", statistics=moments.statistics())
+
+
+def test_a_method_for_whole_blocks_refuses_one_weight():
+    with pytest.raises(ValueError, match=r"block-ap trains the linears of a decoder block together.*llmq\.quantize"):
+        quantize_tensor(weights(), method="block-ap", statistics=statistics())
 
 
 def test_the_spare_code_faces_the_longer_tail():

@@ -1,5 +1,7 @@
+import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,8 @@ from llmq.pipeline.shares import measure_shares
 from llmq.runtime.linear import DenseLinear
 from llmq.system.progress import NullProgress
 
+NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+METHODS_WITH_DATA = ["imatrix", "gptq", pytest.param("block-ap", marks=NEEDS_TORCH)]
 TEXT = "it is a truth universally acknowledged " * 60
 
 
@@ -35,7 +39,12 @@ def weights_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
-@pytest.mark.parametrize("method", ["imatrix", "gptq"])
+@pytest.fixture
+def without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_DATA)
 def test_blocks_come_out_better_than_without_data(pico, text, tmp_path, method):
     report = llmq.quantize(pico, tmp_path / "out", bits=3, group_size=32, method=method, calibrate=text)
     assert report.state == "quantized"
@@ -97,9 +106,13 @@ def test_shares_are_those_of_the_branches(pico, text):
     assert found[name.format("mlp.down_proj")].energy.shape == (config.intermediate_size,)
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 2])
-def test_an_interrupted_run_goes_on_from_its_block(pico, text, tmp_path, monkeypatch, stop_at):
-    whole = llmq.quantize(pico, tmp_path / "whole", method="gptq", calibrate=text, bits=2, group_size=32)
+@pytest.mark.parametrize(
+    ("method", "stop_at"),
+    [("gptq", 0), ("gptq", 1), ("gptq", 2), pytest.param("block-ap", 1, marks=NEEDS_TORCH)],
+)
+def test_an_interrupted_run_goes_on_from_its_block(pico, text, tmp_path, monkeypatch, method, stop_at):
+    how = {"method": method, "calibrate": text, "bits": 2, "group_size": 32}
+    whole = llmq.quantize(pico, tmp_path / "whole", **how)
     original, seen = run_calibrated._CalibratedRun.block, []
 
     def stopping(self, layer, tensors, progress):
@@ -109,7 +122,6 @@ def test_an_interrupted_run_goes_on_from_its_block(pico, text, tmp_path, monkeyp
         return original(self, layer, tensors, progress)
 
     monkeypatch.setattr(run_calibrated._CalibratedRun, "block", stopping)
-    how = {"method": "gptq", "calibrate": text, "bits": 2, "group_size": 32}
     with pytest.raises(KeyboardInterrupt):
         llmq.quantize(pico, tmp_path / "out", **how)
     llmq.quantize(pico, tmp_path / "out", **how)
@@ -139,8 +151,9 @@ def test_hidden_states_in_a_file_change_no_byte(pico, text, tmp_path, monkeypatc
     assert weights_of(llmq.quantize(pico, tmp_path / "b", **how).output) == weights_of(in_memory)
 
 
-def test_threads_change_no_byte(pico, text, tmp_path):
-    how = {"calibrate": text, "bits": 3, "group_size": 32}
+@pytest.mark.parametrize("method", METHODS_WITH_DATA[1:])
+def test_threads_change_no_byte(pico, text, tmp_path, method):
+    how = {"calibrate": text, "bits": 3, "group_size": 32, "method": method}
     one, two = (llmq.quantize(pico, tmp_path / f"{n}", threads=n, **how).output for n in (1, 2))
     assert weights_of(one) == weights_of(two)
 
@@ -156,6 +169,34 @@ def test_a_method_that_does_worse_is_not_kept(pico, text, tmp_path, monkeypatch,
     monkeypatch.undo()
     free = llmq.quantize(pico, tmp_path / "free", bits=2, group_size=32)
     assert weights_of(tmp_path / "out") == weights_of(free.output)
+
+
+@NEEDS_TORCH
+def test_training_leaves_less_error_than_what_it_begins_with(pico, text, tmp_path):
+    """Training is judged by what the original blocks make of the text, gptq by what this one does: compare models."""
+    how = {"bits": 2, "group_size": 32, "calibrate": text}
+    outputs = [llmq.quantize(pico, tmp_path / m, method=m, **how).output for m in ("gptq", "block-ap")]
+    tokens = np.random.default_rng(5).integers(0, 27, 100)
+    original, *others = (llmq.load(folder, compute="float32")(tokens) for folder in (pico, *outputs))
+    begun, trained = (float(np.square(logits - original).mean()) for logits in others)
+    assert trained < begun
+
+
+def test_training_without_torch_is_refused_before_any_work(without_torch, pico, tmp_path):
+    with pytest.raises(UsageError, match="torch, which is not installed") as caught:
+        llmq.quantize(pico, tmp_path / "out", method="block-ap", dry_run=True)
+    assert "numba-llmq[hf]" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@NEEDS_TORCH
+def test_memory_of_training_is_foreseen(pico, text, tmp_path):
+    how = {"bits": 2, "group_size": 32, "calibrate": text, "dry_run": True}
+    trained, begun = (llmq.quantize(pico, tmp_path / m, method=m, **how).plan for m in ("block-ap", "gptq"))
+    assert trained.predicted_peak_bytes > begun.predicted_peak_bytes
+    with pytest.raises(ResourceError, match="too small to calibrate block-ap") as caught:
+        llmq.quantize(pico, tmp_path / "out", method="block-ap", calibrate=text, max_memory=300 << 20)
+    assert "gptq" in caught.value.hint
 
 
 def test_nan_in_a_block_is_named(write_pico, pico, text, tmp_path):

@@ -109,6 +109,7 @@ def test_dtypes_decide_the_scales(tmp_path, write_pico):
 def test_two_bits_and_large_tables_are_remarked_on(pico):
     p = plan(pico, bits=2)
     assert any("floor, not a recommendation" in w for w in p.warnings)
+    assert not any("floor" in w for w in plan(pico, bits=2, method="gptq").warnings)
     assert any("--embeddings 8" in h for h in p.hints)
     assert not plan(pico, target="transformers").hints
 
