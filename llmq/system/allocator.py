@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,8 @@ def keeping_freed() -> Iterator[None]:
     Large blocks otherwise go back to the system each time, and every page of the next one is a fault: a program that
     allocates arrays all the time spends most of its time there.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         yield
         return
     for parameter, value in ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20)):

@@ -83,3 +83,19 @@ def test_weights_of_another_block_are_refused(tmp_path):
     weights = {name: torch.tensor(array) for name, array in parameters_of(model.decoder.blocks[0]).items()}
     with pytest.raises(RuntimeError, match="q_norm"):
         TorchBlock(config | {"model_type": "qwen3"}, 0, 8, weights=weights)
+
+
+def test_rotary_positions_as_older_checkpoints_spell_them(tmp_path):
+    _save(tmp_path, "llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}})
+    block, x = load(tmp_path, compute="float32").decoder.blocks[0], torch.randn(1, 40, SIZES["hidden_size"])
+    with open_source(tmp_path) as source:
+        config = dict(source.config)
+    older = {name: value for name, value in config.items() if name != "rope_parameters"}
+    older |= {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    weights = {name: torch.tensor(array) for name, array in parameters_of(block).items()}
+    with torch.no_grad():
+        now, then, other = (
+            TorchBlock(one, 0, 40, weights=weights)(x) for one in (config, older, older | {"rope_scaling": None})
+        )
+    torch.testing.assert_close(now, then)
+    assert not torch.allclose(now, other)

@@ -111,7 +111,7 @@ def test_shares_are_those_of_the_branches(pico, text):
     [("gptq", 0), ("gptq", 1), ("gptq", 2), pytest.param("block-ap", 1, marks=NEEDS_TORCH)],
 )
 def test_an_interrupted_run_goes_on_from_its_block(pico, text, tmp_path, monkeypatch, method, stop_at):
-    how = {"method": method, "calibrate": text, "bits": 2, "group_size": 32}
+    how = {"method": method, "calibrate": text, "calibrate_tokens": 640, "bits": 2, "group_size": 32}
     whole = llmq.quantize(pico, tmp_path / "whole", **how)
     original, seen = run_calibrated._CalibratedRun.block, []
 
@@ -153,7 +153,7 @@ def test_hidden_states_in_a_file_change_no_byte(pico, text, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("method", METHODS_WITH_DATA[1:])
 def test_threads_change_no_byte(pico, text, tmp_path, method):
-    how = {"calibrate": text, "bits": 3, "group_size": 32, "method": method}
+    how = {"calibrate": text, "calibrate_tokens": 640, "bits": 3, "group_size": 32, "method": method}
     one, two = (llmq.quantize(pico, tmp_path / f"{n}", threads=n, **how).output for n in (1, 2))
     assert weights_of(one) == weights_of(two)
 
