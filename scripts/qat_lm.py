@@ -2,9 +2,9 @@
 
 python scripts/qat_lm.py -o OUT [MODEL] [--bits 2] [--group-size 32] [--text FILE]... [--judge FILE]
 
-MODEL (by default the bundled sample) is quantized by `--start` first; training goes on from its scales. The packed
-checkpoint in OUT is one that `llmq.load` and transformers read. The original, the model in training, its gradients and
-two averages of them are in memory as float32: 20 bytes a parameter, and the activations of a batch.
+MODEL (by default the bundled sample) is quantized by `--start` first; training goes on from its codes and scales. The
+packed checkpoint in OUT is one that `llmq.load` and transformers read. The original, the model in training, its
+gradients and two averages of them are in memory as float32: 20 bytes a parameter, and the activations of a batch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Settings:
     ----------
     bits, group_size : int
     start : str
-        Method of `llmq quantize` that chooses the first scales.
+        Method of `llmq quantize` that chooses the first codes and scales.
     start_tokens : int
         Tokens of the text that it is calibrated on.
     loss : {"distillation", "cross-entropy"}
