@@ -138,7 +138,8 @@ def test_training_starts_from_given_codes(fields):
     assert (training.latent.grad != 0).all()  # within the grid
     moved = (training.latent - layer.weight).abs()
     far = torch.from_numpy(np.abs(given.dequantize() - layer.weight.detach().numpy()))
-    assert (moved <= far + 1e-6).all()
+    edge = 2e-3 * float(np.abs(given.scale).max())  # weights begin a thousandth of a step within the grid
+    assert (moved <= far + edge).all()
 
 
 def test_given_zero_points():
