@@ -13,6 +13,7 @@ import math
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +34,7 @@ from llmq.torch import parameter_groups, prepare_qat, save_quantized
 from pages import put, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from llmq.spec import QuantizedTensor
 
@@ -157,8 +158,10 @@ def _loss(trained: nn.Module, original: nn.Module, window: torch.Tensor, setting
     return nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1).mean()
 
 
-def tune(model: Path, output: Path, texts: list[Path], settings: Settings, *, overwrite: bool) -> dict[str, Any]:
-    """Quantize, train and write a model; returns what happened."""
+def tune(
+    model: Path, output: Path, texts: list[Path], settings: Settings, *, judge: Path | None, overwrite: bool
+) -> dict[str, Any]:
+    """Quantize, train and write a model, and measure it on the text `judge`; returns what happened."""
     began = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(model)
     original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
@@ -167,20 +170,13 @@ def tune(model: Path, output: Path, texts: list[Path], settings: Settings, *, ov
         raise click.ClickException(f"the text has {len(ids)} tokens, fewer than --context {settings.context}")
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        initial = start_weights(model, Path(folder) / "start", settings, texts[0])
+        initial = start_weights(model, start := Path(folder) / "start", settings, texts[0])
+        judged = [] if judge is None else [_evaluated(start, model, judge)]
     torch.set_num_threads(threads)  # starting kernels changes it
     trained = prepare(original.requires_grad_(True), initial, settings)
     original.requires_grad_(False)
-    ready, losses = time.perf_counter(), []
-    for step, loss in enumerate(train(trained, original, torch.tensor(ids), settings), 1):
-        losses.append(loss)
-        if step % 10 == 0 or step == settings.steps:
-            recent = losses[-10:]
-            speed = step / (time.perf_counter() - ready)
-            left = (settings.steps - step) / speed
-            click.echo(
-                f"step {step}/{settings.steps}: loss {sum(recent) / len(recent):.4f}, {left:.0f} s left", err=True
-            )
+    ready = time.perf_counter()
+    losses = list(_told(train(trained, original, torch.tensor(ids), settings), settings.steps))
     seconds = time.perf_counter() - ready
     recorded = {"method": "qat", "llmq_quantize": settings.start, **asdict(settings)}
     report = save_quantized(trained, model, output, settings=recorded, overwrite=overwrite)
@@ -192,19 +188,29 @@ def tune(model: Path, output: Path, texts: list[Path], settings: Settings, *, ov
         "seconds": time.perf_counter() - began,
         "last_loss": losses[-1],
         "settings": asdict(settings),
+        "judged": judged if judge is None else [*judged, _evaluated(output, model, judge)],
     }
 
 
-def judge(model: Path, output: Path, settings: Settings, texts: list[Path], text: Path) -> list[dict[str, Any]]:
-    """Divergence from the original, of quantizing alone and of training too."""
-    limit = ("--max-tokens", "16384", "--context", "512")
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        start_weights(model, start := Path(folder) / "start", settings, texts[0])
-        return [command("eval", each, "--base", model, "--text", text, *limit) for each in (start, output)]
+def _told(losses: Iterable[float], steps: int) -> Iterator[float]:
+    """Pass losses on, and tell of the last ten now and then."""
+    began, recent = time.perf_counter(), deque[float](maxlen=10)
+    for step, loss in enumerate(losses, 1):
+        recent.append(loss)
+        if step % 10 == 0 or step == steps:
+            left = (steps - step) * (time.perf_counter() - began) / step
+            click.echo(f"step {step}/{steps}: loss {sum(recent) / len(recent):.4f}, {left:.0f} s left", err=True)
+        yield loss
 
 
-def markdown(found: dict[str, Any], judged: list[dict[str, Any]]) -> str:
+def _evaluated(model: Path, base: Path, text: Path) -> dict[str, Any]:
+    """What `llmq eval` says of a model, by the protocol of docs/quality.md."""
+    return command("eval", model, "--base", base, "--text", text, "--max-tokens", "16384", "--context", "512")
+
+
+def markdown(found: dict[str, Any]) -> str:
     """The table for the page."""
+    judged = found["judged"]
     settings = Settings(**found["settings"])
     names = (f"`{settings.start}`, {settings.start_tokens:,} tokens", f"then {settings.steps} steps of training")
     rows = [
@@ -266,12 +272,12 @@ def main(
             text.write_text(calibration_text(), encoding="utf-8")
             texts = (text,)
         try:
-            found = tune(model, output, list(texts), chosen, overwrite=overwrite)
+            found = tune(model, output, list(texts), chosen, judge=judged_on, overwrite=overwrite)
         except LlmqError as error:
             raise click.ClickException(str(error)) from error
         click.echo(f"{found['output']}: {found['bits_per_weight_quantized']:.3f} bits per quantized weight")
         if judged_on is not None:
-            made = markdown(found, judge(model, output, chosen, list(texts), judged_on))
+            made = markdown(found)
             click.echo(made)
             if page is not None:
                 page.write_text(put(page.read_text(encoding="utf-8"), _SECTION, made), encoding="utf-8")
