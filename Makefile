@@ -76,7 +76,8 @@ performance: $(VENV)/.bench
 
 quality: $(VENV)/.bench
 	$(BIN)/python scripts/bench_quality.py --text $(TEXT) --calibration $(CALIBRATION) $(if $(SEEN),--seen $(SEEN))
-	$(BIN)/python scripts/qat_lm.py -o demo/qat --overwrite --text $(CALIBRATION) --judge $(TEXT) --markdown docs/quality.md
+	$(BIN)/python scripts/qat_lm.py -o demo/qat --overwrite --text $(CALIBRATION) $(if $(SEEN),--text $(SEEN)) \
+		--judge $(TEXT) --markdown docs/quality.md
 
 reproduce: $(VENV)/.run
 	@test -n "$(MODEL)" || { echo "make reproduce MODEL=org/name (or a folder) [TEXT=FILE] [FLAGS=...]"; exit 2; }

@@ -221,9 +221,8 @@ def markdown(found: dict[str, Any]) -> str:
     rows.append(("original", "16", "-", f"{judged[0]['base_perplexity']:.2f}", "-"))
     headings = (f"{settings.bits} bits, g{settings.group_size}", "bits/weight", "KL", "perplexity", "same top token")
     about = (
-        f"Training took {found['training_seconds'] / 60:.0f} minutes on {torch.get_num_threads()} threads: "
-        f"{settings.steps} steps of {settings.batch} windows of {settings.context} tokens, "
-        f"{found['tokens']:,} different ones; loss: {settings.loss}."
+        f"{settings.steps} steps of {settings.batch} windows of {settings.context} tokens, from a text of "
+        f"{found['tokens']:,}; loss: {settings.loss}; learning rates {settings.rate:g} and {settings.step_rate:g}."
     )
     return f"{table(headings, rows)}\n\n{about}"
 
@@ -238,12 +237,12 @@ def markdown(found: dict[str, Any]) -> str:
     help="UTF-8 text to train on; repeatable.  [default: a bundled one]",
 )  # fmt: skip
 @click.option(
-    "--start", type=click.Choice(["gptq", "imatrix", "mse"]), default="gptq", help="Chooses the first scales."
+    "--start", type=click.Choice(["gptq", "block-ap", "imatrix", "mse"]), default="gptq", help="What it goes on from."
 )
 @click.option("--start-tokens", type=click.IntRange(1), default=32768, help="Tokens of the first text that it takes.")
 @click.option("--loss", type=click.Choice(["distillation", "cross-entropy"]), default="distillation")
 @click.option("--train", type=click.Choice(["linears", "all"]), default="linears", help="What learns.")
-@click.option("--steps", type=click.IntRange(1), default=400)
+@click.option("--steps", type=click.IntRange(1), default=800)
 @click.option("--batch", type=click.IntRange(1), default=2, help="Windows in a step.")
 @click.option("--context", type=click.IntRange(2), default=512, help="Tokens of a window.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), default=5e-4, help="Learning rate of weights.")
