@@ -1,6 +1,6 @@
 """Block-AP: the linears of a decoder block learn their rounding together, from what the block puts out.
 
-Chen et al. 2024, "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models", section 3.2.
+Chen et al. 2024, "EfficientQAT: Efficient Quantization-Aware Training for Large Language Models".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from llmq.learn.learned_rounding import LearnedRounding, Rates
+from llmq.plan.calibrated import WINDOWS_AT_ONCE
 from llmq.system.allocator import keeping_freed
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Settings:
     """
 
     epochs: int = 10
-    batch: int = 2
+    batch: int = WINDOWS_AT_ONCE
     rates: Rates = _RATES
     seed: int = 0
 

@@ -25,6 +25,7 @@ __all__ = [
     "TOKENIZER_BYTES",
     "TOKENS",
     "WINDOW",
+    "WINDOWS_AT_ONCE",
     "calibration_bytes",
     "forward_bytes",
     "shares_bytes",
