@@ -252,7 +252,8 @@ def _warnings(plan: Plan) -> list[str]:
     for pattern, flag in [(p, "--ignore") for p in recipe.ignore] + [(o.pattern, "--set") for o in recipe.overrides]:
         if not any(re.search(pattern, name) for name in names):
             warnings.append(f"{flag} {pattern!r} matches no tensor that could be quantized")
-    if METHODS[recipe.method].needs == "nothing" and any(t.spec and t.spec.bits <= 2 for t in plan.quantized):
+    method = METHODS.get(recipe.method)  # none where weights are given
+    if method and method.needs == "nothing" and any(t.spec and t.spec.bits <= 2 for t in plan.quantized):
         warnings.append("2 bits or fewer without calibration is a floor, not a recommendation")
     return warnings + _limits_of_transformers(plan)
 

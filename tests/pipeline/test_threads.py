@@ -1,5 +1,6 @@
 """Reading ahead and writing behind: order, errors, and an end."""
 
+import gc
 import threading
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ def blocks(size=30, offset=72):
 
 
 def our_threads():
+    gc.collect()  # models that other tests let go of
     return [t.name for t in threading.enumerate() if t.name.startswith("llmq-")]
 
 

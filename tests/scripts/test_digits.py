@@ -95,7 +95,7 @@ def test_training_for_few_bits_gains_on_calibration(qat, few, subject):
     """Of a network that is not trained at all: what is learned, is learned in integers."""
     two_bits = qat.scheme(2, 2)
     calibrated = subject.quantized(two_bits)
-    training = qat.train_for(two_bits, subject.network, few[0], 0, epochs=12)
+    training = qat.train_for(two_bits, subject.network, few[0], 0, epochs=40)
     trained = subject.integers(qat.convert(training))
     assert trained.accuracy > calibrated.accuracy + 25
     assert trained.nbytes == calibrated.nbytes
