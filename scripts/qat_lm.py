@@ -2,7 +2,7 @@
 
 python scripts/qat_lm.py -o OUT [MODEL] [--bits 2] [--group-size 32] [--text FILE]... [--judge FILE]
 
-MODEL (by default the bundled sample) is quantized by `--start` first; training goes on from its codes and scales. The
+MODEL (by default the bundled sample) is quantized by `--start` first; training goes on from its scales. The
 packed checkpoint in OUT is one that `llmq.load` and transformers read. The original, the model in training, its
 gradients and two averages of them are in memory as float32: 20 bytes a parameter, and the activations of a batch.
 """
@@ -54,7 +54,7 @@ class Settings:
     ----------
     bits, group_size : int
     start : str
-        Method of `llmq quantize` that chooses the first codes and scales.
+        Method of `llmq quantize` that chooses the first scales.
     start_tokens : int
         Tokens of the text that it is calibrated on.
     loss : {"distillation", "cross-entropy"}
@@ -237,7 +237,10 @@ def markdown(found: dict[str, Any]) -> str:
     help="UTF-8 text to train on; repeatable.  [default: a bundled one]",
 )  # fmt: skip
 @click.option(
-    "--start", type=click.Choice(["gptq", "block-ap", "imatrix", "mse"]), default="gptq", help="What it goes on from."
+    "--start",
+    type=click.Choice(["gptq", "block-ap", "imatrix", "mse"]),
+    default="gptq",
+    help="Chooses the first scales.",
 )
 @click.option("--start-tokens", type=click.IntRange(1), default=32768, help="Tokens of the first text that it takes.")
 @click.option("--loss", type=click.Choice(["distillation", "cross-entropy"]), default="distillation")

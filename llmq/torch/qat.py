@@ -18,7 +18,7 @@ from llmq.torch.kinds import label, layer_of
 from llmq.torch.modules import keep_threads, keep_to_modules, modules_by_name, replace_module, skeleton
 from llmq.torch.prepare import calibrations
 from llmq.torch.schemes import schemes_of
-from llmq.torch.starts import in_cells, initial_by_layer, weight_start
+from llmq.torch.starts import initial_by_layer, weight_start
 from llmq.torch.together import Together
 from llmq.torch.trained import check_trainable
 
@@ -55,9 +55,8 @@ def prepare_qat(
     scheme, example_inputs, overrides
         As for `prepare`, and only for a float model.
     initial : mapping of str to QuantizedTensor, optional
-        Codes, scales and zero points to begin with, by names of layers or of their weights, such as those of GPTQ: each
-        float goes into the cell of its code, as near to where it was as that allows. Others begin with the scales of
-        least squared error.
+        Scales and zero points to begin with, by names of layers or of their weights; others have those of least
+        squared error. The floats stay what they are.
 
     Raises
     ------
@@ -87,12 +86,8 @@ def prepare_qat(
     for calibration in calibrations(copied).values():
         calibration.leave(modules)
     for name, wanted in schemes.items():
-        weight, start = layer_of(modules, name).weight, starts.get(name)
-        fake_weight = weight_start(name, weight, wanted.weight, start)
-        if start is not None:
-            with torch.no_grad():
-                weight.copy_(in_cells(weight, fake_weight, start))
-        _make_fake(modules[name], chains[name], wanted, fake_weight)
+        weight = layer_of(modules, name).weight
+        _make_fake(modules[name], chains[name], wanted, weight_start(name, weight, wanted.weight, starts.get(name)))
         norm = chains[name].norm
         if norm is not None and not isinstance(modules[norm], Absorbed):
             replace_module(copied, norm, Absorbed(label(name)))

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
     from llmq.spec import QuantizedTensor, QuantSpec
 
-__all__ = ["in_cells", "initial_by_layer", "resolved", "weight_start"]
-
-_INSIDE: Final = 0.49
-"""How far from the middle of its cell, in steps, a weight begins at most."""
-
-_EDGE: Final = 1e-3
-"""How near to the ends of the grid a weight begins, in steps: beyond them no gradient reaches it."""
+__all__ = ["initial_by_layer", "resolved", "weight_start"]
 
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in SCALE_DTYPES.items()}
 
@@ -71,36 +65,6 @@ def weight_start(name: str, weight: torch.Tensor, spec: QuantSpec, given: Quanti
     points = None if zero_point is None else torch.tensor(zero_point, dtype=torch.float32, device=weight.device)
     steps = torch.tensor(scale, dtype=torch.float32, device=weight.device)
     return FakeQuantize(replace(spec, scale_dtype=rows.scale_dtype), steps, points)
-
-
-def in_cells(weight: torch.Tensor, fake: FakeQuantize, given: QuantizedTensor) -> torch.Tensor:
-    """The floats nearest to a weight that round to given codes.
-
-    Parameters
-    ----------
-    weight : float tensor (out_features, ...)
-    fake : FakeQuantize
-        With the scales and zero points of `given`.
-    given : QuantizedTensor
-        Of the weight's rows.
-
-    Returns
-    -------
-    tensor
-        Of the shape and dtype of `weight`; in the cells of the codes, and within the grid.
-    """
-    spec = given.spec
-    codes = torch.from_numpy(given.codes().astype(np.float32)).to(weight.device)
-    grouped = codes.reshape(len(weight), -1, spec.group_size)
-    scale = torch.from_numpy(given.scale.astype(np.float32)).to(weight.device)[..., None]
-    if given.zero_point is None:
-        zero = torch.full_like(scale, 0.5 if spec.bits == 1 else 2.0 ** (spec.bits - 1))
-    else:
-        zero = torch.from_numpy(given.zero_point.astype(np.float32)).to(weight.device)[..., None]
-    low = (grouped - _INSIDE).clamp(min=fake.lowest + _EDGE) - zero
-    high = (grouped + _INSIDE).clamp(max=fake.highest - _EDGE) - zero
-    steps = weight.detach().to(torch.float32).reshape(grouped.shape) / scale
-    return (torch.minimum(torch.maximum(steps, low), high) * scale).reshape(weight.shape).to(weight.dtype)
 
 
 def _searched(weight: np.ndarray, spec: QuantSpec, rows: QuantSpec) -> tuple[np.ndarray, np.ndarray | None]:
