@@ -21,9 +21,9 @@ from llmq_kernels.requantize import (
     requantize_reference,
 )
 
-__all__ = ["Grids", "ProductLayer", "quantized_parts"]
+__all__ = ["BIAS_LIMIT", "Grids", "ProductLayer", "quantized_parts"]
 
-_BIAS_LIMIT: Final = 2.0**30
+BIAS_LIMIT: Final = 2.0**30
 """Largest magnitude of a bias; sums of products take as much again, so that both together hold in 32 bits."""
 
 _LEAST_FACTOR: Final = 2.0**-31
@@ -89,7 +89,7 @@ class ProductLayer(ABC):
             _ = self._fixed
         bits = weight.spec.bits
         largest = 1 << (bits - 1) if weight.spec.symmetric else (1 << bits) - 1
-        if given is not None and bias is not None and weight.columns * 255 * largest >= _BIAS_LIMIT:
+        if given is not None and bias is not None and weight.columns * 255 * largest >= BIAS_LIMIT:
             raise ValueError(f"32-bit sums do not hold {weight.columns} products of {bits} bits and a bias")
 
     def __call__(self, x: np.ndarray | Quantized) -> np.ndarray | Quantized:
@@ -238,7 +238,7 @@ class ProductLayer(ABC):
         assert self.bias is not None
         scales = np.asarray(x_scale, np.float64).reshape(-1, 1) * self.weight.scale[:, 0].astype(np.float64)
         whole = np.rint(self.bias / scales)
-        codes = np.clip(whole, -_BIAS_LIMIT, _BIAS_LIMIT)
+        codes = np.clip(whole, -BIAS_LIMIT, BIAS_LIMIT)
         rest = np.where(whole == codes, 0.0, self.bias - codes * scales)
         return codes.astype(np.int32), rest.astype(np.float32)
 
@@ -284,7 +284,7 @@ def _least_weight_scale(bias: np.ndarray | None, grids: Grids, rows: int) -> np.
     if grids.input is None or grids.input.scale is None:
         return None
     s_x = np.float64(grids.input.scale)
-    least = np.zeros(rows) if bias is None else np.abs(bias) / (s_x * _BIAS_LIMIT)
+    least = np.zeros(rows) if bias is None else np.abs(bias) / (s_x * BIAS_LIMIT)
     if grids.output is not None and grids.output.scale is not None:
         least = np.maximum(least, _LEAST_FACTOR * np.float64(grids.output.scale) / s_x)
     return np.nextafter(least.astype(np.float32), np.float32(np.inf))

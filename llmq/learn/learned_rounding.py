@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from llmq.learn.fake import FakeQuantize
+from llmq.learn.fake import LEAST_SCALE, FakeQuantize
 from llmq.spec import FLOAT_DTYPES, QuantizedTensor
 from llmq_kernels.pack import pack
 
@@ -27,9 +27,6 @@ _INSIDE: Final = 0.49
 
 _EDGE: Final = 1e-3
 """How near to the ends of the grid a weight comes, in steps: beyond them no gradient reaches it."""
-
-_LEAST: Final = 2.0**-126
-"""The least step, as `FakeQuantize` has it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class LearnedRounding:
 
     def __init__(self, weight: torch.Tensor, start: QuantizedTensor) -> None:
         self._spec = start.spec
-        scale = torch.from_numpy(start.scale.astype(np.float32))
-        self._unit = torch.where(scale.abs() < _LEAST, torch.full_like(scale, _LEAST), scale)
+        scale, least = torch.from_numpy(start.scale.astype(np.float32)), LEAST_SCALE[start.spec.scale_dtype]
+        self._unit = torch.where(scale.abs() < least, torch.full_like(scale, least), scale)
         self._steps, self._ratio = weight, torch.ones_like(scale)
         self._zero = None if start.zero_point is None else torch.from_numpy(start.zero_point.astype(np.float32))
         values = torch.from_numpy(start.dequantize())

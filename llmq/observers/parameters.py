@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from llmq.spec import QuantSpec
 
-__all__ = ["dequantize_array", "quantize_array", "scale_and_zero_point"]
+__all__ = ["LEAST_SCALE", "dequantize_array", "quantize_array", "scale_and_zero_point"]
 
-_LEAST: Final = np.float32(2.0**-126)
+LEAST_SCALE: Final = np.float32(2.0**-126)
 """The least scale, for ranges of zeros: the least normal float32."""
 
 
@@ -65,7 +65,7 @@ def scale_and_zero_point(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> tu
 
 def _in_float32(scale: np.ndarray) -> np.ndarray:
     """Round scales, those of ranges of zeros to the least normal float32, those beyond all of them to the largest."""
-    return np.asarray(np.maximum(np.minimum(scale, np.finfo(np.float32).max).astype(np.float32), _LEAST))
+    return np.asarray(np.maximum(np.minimum(scale, np.finfo(np.float32).max).astype(np.float32), LEAST_SCALE))
 
 
 def _half_steps(spec: QuantSpec) -> float:

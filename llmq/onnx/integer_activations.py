@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import numpy_helper
 
 from llmq.errors import UnsupportedError
+from llmq.observers.parameters import LEAST_SCALE
 
 if TYPE_CHECKING:
     from llmq.integer import ActivationGrid
     from llmq.onnx.integer_graph import Graph, Value
 
 __all__ = ["Codes", "clipped", "codes_of", "encode", "expect", "floats_of", "static_parameters"]
-
-_LEAST: Final = np.float32(2.0**-126)
-"""Scale of nothing but zeros, as `llmq_kernels.inputs` has it."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _found_parameters(graph: Graph, x: Value, grid: ActivationGrid, scope: str) 
     """Scale and zero point found at run time, step by step as `llmq_kernels.inputs.input_parameters` does."""
     spec = grid.spec
     offset, by_token = graph.offset(spec.bits), spec.strategy == "token"
-    least = graph.constant(f"{scope}/least_scale", _LEAST)
+    least = graph.constant(f"{scope}/least_scale", LEAST_SCALE)
     steps = (1 << (spec.bits - 1)) - 1 if spec.symmetric else (1 << spec.bits) - 1
     count = graph.constant(f"{scope}/steps", np.float32(steps))
     flat = graph.node("Flatten", [x.name], scope, axis=1) if by_token and x.rank != 2 else x.name

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from llmq.integer.product import BIAS_LIMIT
+from llmq.learn.fake import LEAST_SCALE
 from llmq.learn.rounding import straight
 
 if TYPE_CHECKING:
@@ -15,11 +17,6 @@ if TYPE_CHECKING:
     from llmq.learn import FakeQuantize
 
 __all__ = ["Parts", "add_bias", "folded", "raised"]
-
-_BIAS_LIMIT: Final = 2.0**30
-"""Largest magnitude of a bias in steps, as in `llmq.integer.product`."""
-
-_LEAST: Final = 2.0**-126
 
 _EXACT: Final = 2.0**23
 """Half of the whole numbers that float32 holds exactly: the other half is for sums."""
@@ -90,9 +87,9 @@ def raised(parts: Parts, x_scale: torch.Tensor | None) -> Parts:
         Of a static input.
     """
     scale = parts.scale
-    least = torch.full_like(scale, _LEAST)
+    least = torch.full_like(scale, LEAST_SCALE["float32"])
     if x_scale is not None and parts.bias is not None:
-        held = parts.bias.detach().abs().double() / (x_scale.detach().double() * _BIAS_LIMIT)
+        held = parts.bias.detach().abs().double() / (x_scale.detach().double() * BIAS_LIMIT)
         above = torch.nextafter(held.to(torch.float32), held.new_tensor(torch.inf, dtype=torch.float32))
         least = torch.maximum(least, above[:, None])
     weak = scale.abs() < least
@@ -117,7 +114,7 @@ def add_bias(sums: torch.Tensor, bias: torch.Tensor, x_scale: torch.Tensor, w_sc
     step = x_scale.double() * w_scale.double()
     ratio = bias.double() / step
     whole = straight(ratio, ratio.round())
-    codes = whole.clamp(-_BIAS_LIMIT, _BIAS_LIMIT)
+    codes = whole.clamp(-BIAS_LIMIT, BIAS_LIMIT)
     # Integers add up exactly; float32 does no longer.
     wide = codes.numel() > 0 and bool(codes.abs().max() > _EXACT)
     total = (sums.double() + codes).to(torch.float32) if wide else sums + codes.to(torch.float32)
