@@ -73,7 +73,7 @@ def convert(prepared: nn.Module) -> nn.Module:
 def _calibrated(name: str, replaced: Layer, calibration: Calibration) -> IntegerModule:
     input_range, scheme = _input_range(name, calibration), calibration.scheme
     layer = _integer_layer(name, replaced, scheme, input_range)
-    return IntegerModule(layer, replaced, calibration.chain, scheme=scheme, input_range=input_range)
+    return IntegerModule(layer, replaced, calibration.chain, scheme)
 
 
 def _integer_layer(name: str, module: Layer, scheme: QuantScheme, input_range: InputRange | None) -> Any:

@@ -34,24 +34,29 @@ class IntegerModule(nn.Module):
         What it takes over.
     scheme : QuantScheme
         How it is quantized.
-    input_range : (float32, float32) or None
-        Ends of the static range of its inputs.
     """
 
-    def __init__(
-        self, layer: Any, replaced: Layer, chain: Chain, *, scheme: QuantScheme, input_range: InputRange | None = None
-    ) -> None:
+    def __init__(self, layer: Any, replaced: Layer, chain: Chain, scheme: QuantScheme) -> None:
         super().__init__()
         self.layer = layer
         self.chain = chain
         self.scheme = scheme
-        self.input_range = input_range
         self.kind = kind_of(replaced)
         # How many axes one sample has: the rest is batch.
         self._axes = {"Linear": 1, "Conv1d": 2, "Conv2d": 3}.get(self.kind, 0)
         self._shape, self._dtype = replaced.weight.shape, replaced.weight.dtype
         for name in getattr(replaced, "__constants__", ()):
             setattr(self, name, getattr(replaced, name))
+
+    @property
+    def input_range(self) -> InputRange | None:
+        """What the codes of a static input reach from and to, float32; None where there is no such input."""
+        grid = None if self.kind == "Embedding" else self.layer.grids.input
+        if grid is None or grid.scale is None or grid.zero_point is None:
+            return None
+        half = 1 << (grid.spec.bits - 1)
+        low, high = (np.asarray(grid.scale * np.float32(end - int(grid.zero_point))) for end in (-half, half - 1))
+        return low, high
 
     @property
     def weight(self) -> torch.Tensor:

@@ -18,7 +18,6 @@ from llmq.torch.modules import to_numpy
 
 if TYPE_CHECKING:
     from llmq.torch.fake_layers import FakeLayer
-    from llmq.torch.integer_module import InputRange
 
 __all__ = ["check_trainable", "trained_module"]
 
@@ -45,7 +44,7 @@ def trained_module(name: str, layer: FakeLayer) -> IntegerModule:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(str(error), tensor=label(name)) from error
-    return IntegerModule(made, layer, layer.chain, scheme=layer.scheme, input_range=_input_range(layer))  # type: ignore[arg-type]  # every FakeLayer is one
+    return IntegerModule(made, layer, layer.chain, layer.scheme)  # type: ignore[arg-type]  # every FakeLayer is one
 
 
 def check_trainable(name: str, layer: FakeLayer) -> None:
@@ -110,16 +109,6 @@ def _input_grid(layer: Any) -> ActivationGrid | None:
     scale, point = layer.fake_input.grid()
     centred = 0 if point is None else int(point) - (1 << (spec.bits - 1))
     return ActivationGrid(spec, np.asarray(scale.item(), np.float32), np.asarray(centred, np.int32))
-
-
-def _input_range(layer: FakeLayer) -> InputRange | None:
-    """What the codes of a static input reach from and to."""
-    grid = _input_grid(layer)
-    if grid is None or grid.scale is None or grid.zero_point is None:
-        return None
-    half = 1 << (grid.spec.bits - 1)
-    low, high = (np.asarray(grid.scale * np.float32(end - int(grid.zero_point))) for end in (-half, half - 1))
-    return low, high
 
 
 def _bytes(values: torch.Tensor) -> np.ndarray:
