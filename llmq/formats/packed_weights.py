@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llmq.checkpoint.loaded import LoadedCheckpoint
 from llmq.errors import InputError, UnsupportedError
@@ -12,11 +12,52 @@ from llmq.formats.schemes import QUANT_METHOD, read_schemes
 from llmq.spec import QuantizedTensor
 
 if TYPE_CHECKING:
-    from llmq.checkpoint.source import Source
+    from collections.abc import Container
 
-__all__ = ["PackedWeights"]
+    import numpy as np
+
+    from llmq.checkpoint.source import Source
+    from llmq.formats.schemes import Schemes
+
+__all__ = ["PackedWeights", "StoredTensors", "parts_of", "read_packed"]
 
 _PACKED: Final = ".weight_packed"
+
+
+class StoredTensors(Protocol):
+    """A checkpoint whose tensors can be had as arrays."""
+
+    @property
+    def source(self) -> Source:
+        """Where they come from."""
+        ...
+
+    def tensor(self, name: str) -> np.ndarray:
+        """One of them."""
+        ...
+
+
+def parts_of(module: str, tensors: Container[str]) -> dict[str, str]:
+    """Names of the tensors that a module's packed weight is stored as, by suffix."""
+    return {suffix: f"{module}.{suffix}" for suffix in SUFFIXES if f"{module}.{suffix}" in tensors}
+
+
+def read_packed(stored: StoredTensors, schemes: Schemes, module: str) -> QuantizedTensor:
+    """Take a module's packed weight.
+
+    Raises
+    ------
+    InputError, UnsupportedError
+        Tensors that do not fit the module's scheme; their file is named.
+    """
+    tensors = stored.source.tensors
+    names = parts_of(module, tensors)
+    arrays = {suffix: stored.tensor(name) for suffix, name in names.items()}
+    try:
+        return decode(arrays, schemes.scheme(module), module)
+    except (InputError, UnsupportedError) as error:
+        # A format knows tensors, not the file they stand in.
+        raise type(error)(str(error), file=tensors[names["weight_packed"]].file, hint=error.hint) from error
 
 
 class PackedWeights(Mapping[str, QuantizedTensor]):
@@ -49,16 +90,9 @@ class PackedWeights(Mapping[str, QuantizedTensor]):
         }
 
     def __getitem__(self, name: str) -> QuantizedTensor:
-        module, schemes = self._modules[name], self._schemes
-        assert schemes is not None
-        stored = self._loaded.source.tensors
-        names = {suffix: f"{module}.{suffix}" for suffix in SUFFIXES if f"{module}.{suffix}" in stored}
-        arrays = {suffix: self._loaded.tensor(name) for suffix, name in names.items()}
-        try:
-            return decode(arrays, schemes.scheme(module), module)
-        except (InputError, UnsupportedError) as error:
-            # A format knows tensors, not the file they stand in.
-            raise type(error)(str(error), file=stored[names["weight_packed"]].file, hint=error.hint) from error
+        module = self._modules[name]
+        assert self._schemes is not None
+        return read_packed(self._loaded, self._schemes, module)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)

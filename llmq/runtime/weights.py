@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from llmq.errors import InputError, UnsupportedError
-from llmq.formats import FORMATS
-from llmq.formats.schemes import QUANT_METHOD
+from llmq.formats.packed_weights import parts_of, read_packed
 from llmq.runtime.linear import DenseLinear, PackedLinear
 
 if TYPE_CHECKING:
@@ -74,17 +73,10 @@ class Weights:
             raise self._error(f"this architecture has no such tensor{more}", left[0])
 
     def _packed(self, module: str, shape: tuple[int, int], bias: np.ndarray | None) -> PackedLinear:
-        native = FORMATS[QUANT_METHOD]
-        names = {suffix: f"{module}.{suffix}" for suffix in native.SUFFIXES if f"{module}.{suffix}" in self._infos}
+        names = parts_of(module, self._infos)
         if self._schemes is None:
             raise self._error("packed, but config.json has no quantization_config", names["weight_packed"])
-        arrays = {suffix: self._arrays.tensor(name) for suffix, name in names.items()}
-        try:
-            weight = native.decode(arrays, self._schemes.scheme(module), module)
-        except (InputError, UnsupportedError) as error:
-            # A format knows tensors, not the file they stand in.
-            file = self._infos[names["weight_packed"]].file
-            raise type(error)(str(error), file=file, hint=error.hint) from error
+        weight = read_packed(self._arrays, self._schemes, module)
         if weight.shape != shape:
             raise self._error("shape does not fit config.json", f"{module}.weight", list(shape), list(weight.shape))
         try:
