@@ -31,6 +31,7 @@ from llmq.formats.packed_weights import PackedWeights
 from llmq.sample import calibration_text, write_sample
 from llmq.spec import QuantSpec
 from llmq.torch import parameter_groups, prepare_qat, save_quantized
+from llmq.torch.modules import keep_threads
 from pages import put, table
 
 if TYPE_CHECKING:
@@ -162,31 +163,24 @@ def tune(
     model: Path, output: Path, texts: list[Path], settings: Settings, *, judge: Path | None, overwrite: bool
 ) -> dict[str, Any]:
     """Quantize, train and write a model, and measure it on the text `judge`; returns what happened."""
-    began = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
+    original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     ids = [i for text in texts for i in tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]]
     if len(ids) < settings.context:
         raise click.ClickException(f"the text has {len(ids)} tokens, fewer than --context {settings.context}")
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder, keep_threads():
         initial = start_weights(model, start := Path(folder) / "start", settings, texts[0])
         judged = [] if judge is None else [_evaluated(start, model, judge)]
-    torch.set_num_threads(threads)  # starting kernels changes it
-    trained = prepare(original.requires_grad_(True), initial, settings)
+    trained = prepare(original, initial, settings)
     original.requires_grad_(False)
-    ready = time.perf_counter()
-    losses = list(_told(train(trained, original, torch.tensor(ids), settings), settings.steps))
-    seconds = time.perf_counter() - ready
+    for _ in _told(train(trained, original, torch.tensor(ids), settings), settings.steps):
+        pass
     recorded = {"method": "qat", "llmq_quantize": settings.start, **asdict(settings)}
     report = save_quantized(trained, model, output, settings=recorded, overwrite=overwrite)
     return {
         "output": str(output),
         "tokens": len(ids),
         "bits_per_weight_quantized": report.plan.bits_per_weight_quantized,
-        "training_seconds": seconds,
-        "seconds": time.perf_counter() - began,
-        "last_loss": losses[-1],
         "settings": asdict(settings),
         "judged": judged if judge is None else [*judged, _evaluated(output, model, judge)],
     }
