@@ -7,11 +7,9 @@ Memory is that of a random Llama of 1.1 billion parameters, 2.2 GB, and takes so
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,25 +29,6 @@ __all__ = ["SECTIONS", "main"]
 
 _SCRIPTS: Final = Path(__file__).parent
 _PAGE: Final = _SCRIPTS.parent / "docs" / "onnx.md"
-_CONFIG: Final[dict[str, Any]] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-"""The shape of TinyLlama 1.1B."""
-
 _GRAPHS: Final = (
     ("2 bits, int8", 2, "int8", ()),
     ("4 bits, int8", 4, "int8", ()),
@@ -86,10 +65,7 @@ def memory(folder: Path) -> str:
     """Memory of a process that runs a graph, beside the bytes of its files."""
     original = folder / "onnx-1b"
     if not (original / "config.json").exists():
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as config:
-            json.dump(_CONFIG, config)
-            config.flush()
-            _script("make_checkpoint", config.name, str(original))
+        subprocess.run([sys.executable, str(_SCRIPTS / "make_checkpoint.py"), "llama-1b", str(original)], check=True)
     runs = [(name, *_run(folder, original, bits, compute, flags)) for name, bits, compute, flags in _GRAPHS]
     graphs = [
         (name, format_size(files["weights"]), format_size(sum(files.values())), *map(format_size, _figures(run)),
@@ -147,10 +123,6 @@ def _export(model: Path, compute: str, *flags: str) -> dict[str, Any]:
 
 def _peer(model: Path, *flags: str) -> dict[str, Any]:
     return python(str(_SCRIPTS / "peer_onnx.py"), str(model / "model.onnx"), *flags)
-
-
-def _script(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, str(_SCRIPTS / f"{name}.py"), *arguments], check=True)
 
 
 SECTIONS: Final[dict[str, Callable[[Path], str]]] = {

@@ -61,6 +61,7 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: tuple[int, int]) 
 
 PRESETS: Final = {
     "tiny": _llama(128, 352, 2, (4, 2)) | {"vocab_size": 512},
+    "llama-1b": _llama(2048, 5632, 22, (32, 4)),
     "llama-7b": _llama(4096, 11008, 32, (32, 32)),
     "llama-70b": _llama(8192, 28672, 80, (64, 8)),
     "llama3-70b": _llama(8192, 28672, 80, (64, 8)) | {"vocab_size": 128256, "max_position_embeddings": 8192},
@@ -230,8 +231,8 @@ def adapt(config: dict[str, Any], layers: int | None, dtype: str) -> dict[str, A
 def main(config: str, out: Path, layers: int | None, seed: int, dtype: str, max_shard_size: int) -> None:
     """Write a random checkpoint into OUT, a new or empty folder.
 
-    CONFIG is a config.json, a folder that holds one (its tokenizer is copied), or one of the presets tiny, llama-7b,
-    llama-70b and llama3-70b. The same arguments give the same bytes.
+    CONFIG is a config.json, a folder that holds one (its tokenizer is copied), or one of the presets tiny, llama-1b,
+    llama-7b, llama-70b and llama3-70b. The same arguments give the same bytes.
     """
     try:
         make(read_config(config), companions(Path(config)), out, Options(layers, seed, dtype, max_shard_size))
