@@ -79,7 +79,9 @@ def _given(flags: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
 
 
 def _tell_onnx(found: Any) -> None:
-    if hasattr(found, "style"):
+    from llmq.onnx import ExportedNetwork
+
+    if isinstance(found, ExportedNetwork):
         click.echo(f"wrote {found.output} ({format_size(found.nbytes)}), opset {found.opset}, {found.style}")
         return
     graph, *others = found.files
