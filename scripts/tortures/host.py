@@ -1,0 +1,113 @@
+"""A program that forks a child for every run of the command it is asked for: what is slow to import, it imports once.
+
+Requests and answers are lines of JSON, see `hosting.py`. No kernel has run here, so that forking is safe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+_SHIM: Final = ctypes.CDLL(None)
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    import_everything()
+    for line in sys.stdin:
+        request = json.loads(line)
+        arm(request)
+        pid = os.fork()
+        if pid == 0:
+            become(request)
+        answer = watch(pid, request) | counted()
+        print(json.dumps(answer), flush=True)
+
+
+def import_everything() -> None:
+    """Import what a run needs, Numba's typing rules too, which it loads when the first kernel is called."""
+    from numba.core.registry import cpu_target
+
+    import llmq.cli.quantize
+    import llmq.methods
+    import llmq.pipeline.run
+    import llmq.pipeline.tuning
+    import llmq_kernels.nonfinite  # noqa: F401
+
+    cpu_target.target_context.refresh()
+    cpu_target.typing_context.refresh()
+
+
+def arm(request: dict[str, Any]) -> None:
+    """Tell the shim, if there is one, of the folders and the fault; only the child will meet it."""
+    if hasattr(_SHIM, "torture_arm"):
+        fault = request["fault"]
+        _SHIM.torture_watch(request["watch"].encode())
+        numbers = [ctypes.c_int(fault[name]) for name in ("action", "error", "forever")]
+        _SHIM.torture_arm(ctypes.c_long(fault["at"]), *numbers, ctypes.c_uint(fault["classes"]))
+        _SHIM.torture_unlocked(ctypes.c_int(request["unlocked"]))
+
+
+def become(request: dict[str, Any]) -> NoReturn:
+    """Be the command, in the child, and leave without the second that Python takes to clear all it has imported."""
+    from llmq.cli.main import status
+
+    for target, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, target)
+        os.close(fd)
+    if request["log"]:
+        _SHIM.torture_log(os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+    os.umask(request["umask"])
+    for name, limit in request["limits"].items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    code = status(request["arguments"])
+    threading._shutdown()  # noqa: SLF001  (waits for threads, as a process does that ends by itself)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def watch(pid: int, request: dict[str, Any]) -> dict[str, Any]:
+    """Send a child its signals and wait for its end: how it ended, and how long after the first signal."""
+    began = time.monotonic()
+    first = None
+    ended = os.pidfd_open(pid)
+    for delay, number in [*request["signals"], (request["timeout"], signal.SIGKILL)]:
+        left = began + delay - time.monotonic()
+        if select.select([ended], [], [], max(0.0, left))[0]:
+            break
+        first = first or time.monotonic()
+        os.kill(pid, number)
+    _, status, usage = os.wait4(pid, 0)
+    now = time.monotonic()
+    os.close(ended)
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "seconds": now - began,
+        "after_signal": now - first if first else 0.0,
+        "peak": usage.ru_maxrss * 1024,
+    }
+
+
+def counted() -> dict[str, Any]:
+    """What the shim counted in the child."""
+    if not hasattr(_SHIM, "torture_arm"):
+        return {"calls": 0, "met": 0, "what": ""}
+    _SHIM.torture_what.restype = ctypes.c_char_p
+    return {"calls": _SHIM.torture_calls(), "met": _SHIM.torture_met(), "what": _SHIM.torture_what().decode()}
+
+
+if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).resolve().parent))
+    main()
