@@ -19,7 +19,7 @@ import click
 from tortures.shim import NoShimError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tortures.tally import Tally
 
@@ -49,9 +49,14 @@ def run_section(name: str, scratch: Path, *, quick: bool) -> tuple[list[Tally], 
     began = time.monotonic()
     folder = scratch / name
     folder.mkdir()
-    module = importlib.import_module(f"tortures.{name}")
-    tallies = module.run(folder, quick=quick, tell=lambda line: click.echo(f"  {line}", err=True))
+    tallies = section(name)(folder, quick=quick, tell=lambda line: click.echo(f"  {line}", err=True))
     return tallies, time.monotonic() - began
+
+
+def section(name: str) -> Callable[..., list[Tally]]:
+    """The function `run` of a section's module."""
+    run: Callable[..., list[Tally]] = importlib.import_module(f"tortures.{name}").run
+    return run
 
 
 def table(tallies: dict[str, Sequence[Tally]]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.faults import reading
 from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
@@ -13,7 +14,7 @@ from llmq.checkpoint.manifest import MANIFEST
 from llmq.system.files import atomic_write, replace, sync_file, sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["FileEntry", "publish_file", "publish_shards", "remove_stale", "write_manifest"]
@@ -54,8 +55,8 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
         return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     digest = hashlib.sha256()
     size = 0
-    with content.open("rb") as source, temporary.open("wb") as target:
-        while block := source.read(_BLOCK):
+    with temporary.open("wb") as target:
+        for block in _blocks(content):
             target.write(block)
             digest.update(block)
             size += len(block)
@@ -63,6 +64,12 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
         sync_file(target.fileno())
     replace(temporary, path)
     return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with reading(path), path.open("rb") as source:
+        while block := source.read(_BLOCK):
+            yield block
 
 
 def remove_stale(folder: Path, replaced: Mapping[str, int], kept: Mapping[str, FileEntry]) -> None:

@@ -10,21 +10,23 @@ import errno
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from tortures.findings import Findings
 from tortures.hosting import Host, Request
 from tortures.shim import Action, Calls, Fault
 from tortures.subject import Subject, complaint, digests, make_subject, remove, state_of
 from tortures.tally import Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
     from tortures.hosting import Outcome
 
-__all__ = ["KINDS", "Kind", "Scene", "run", "scenes", "sweep"]
+__all__ = ["KINDS", "Kind", "Scene", "resume", "run", "scenes", "sweep"]
 
 _CHANGES: Final = Calls.CREATE | Calls.WRITE | Calls.SYNC | Calls.NAME | Calls.SIZE
 _SAID: Final = (2, 3, 5)
@@ -101,9 +103,15 @@ class Scene:
         if self.before is not None:
             shutil.copytree(self.before, out)
 
-    def request(self, out: Path, fault: Fault = Fault()) -> Request:  # noqa: B008, RUF100
-        """The run."""
-        return Request(self.subject.arguments(out, *self.flags), fault, watch=(self.subject.source, out))
+    def request(self, out: Path, **more: Any) -> Request:
+        """The run; `more` is what else a `Request` says."""
+        return Request(self.subject.arguments(out, *self.flags), watch=(self.subject.source, out), **more)
+
+    @property
+    def finished(self) -> dict[str, Mapping[str, str]]:
+        """Digests of the outputs that may be there when a run has ended somehow, by name."""
+        found = {"whole": self.subject.expected}
+        return found | ({"old": digests(self.before)} if self.before is not None and self.flags else {})
 
 
 def scenes(host: Host, subject: Subject, scratch: Path) -> tuple[Scene, ...]:
@@ -112,7 +120,7 @@ def scenes(host: Host, subject: Subject, scratch: Path) -> tuple[Scene, ...]:
     fresh = Scene("new", subject)
     calls = host.run(fresh.request(halfway)).calls
     remove(halfway)
-    host.run(fresh.request(halfway, Fault(at=calls // 2, action=Action.KILL_BEFORE)))
+    host.run(fresh.request(halfway, fault=Fault(at=calls // 2, action=Action.KILL_BEFORE)))
     assert state_of(halfway, {}) == "unfinished"
     earlier = replace(subject, flags=(*subject.flags, "--bits", "8", "--embeddings", "8", "--max-shard-size", "20KB"))
     assert host.run(Request(earlier.arguments(old))).code == 0
@@ -125,42 +133,35 @@ def scenes(host: Host, subject: Subject, scratch: Path) -> tuple[Scene, ...]:
 
 def sweep(host: Host, scene: Scene, kind: Kind, out: Path, *, calls: range | None = None) -> Tally:
     """Run with a fault at every call, or at those in `calls`, until a run ends without having met its fault."""
-    finished = {"whole": scene.subject.expected}
-    if scene.before is not None and scene.flags:
-        finished["old"] = digests(scene.before)
-    runs, wrong, states, codes = 0, [], Counter[str](), Counter[int]()
+    finished, found, states = scene.finished, Findings(), Counter[str]()
     for at in calls or count(1):
         scene.prepare(out)
-        outcome = host.run(scene.request(out, replace(kind.fault, at=at)))
+        outcome = host.run(scene.request(out, fault=replace(kind.fault, at=at)))
         if not outcome.met:
             break
-        runs += 1
         state = state_of(out, finished)
         states[state if state[0] != "!" else "wrong"] += 1
-        codes[outcome.code] += 1
-        found = _verdict(outcome, kind, state) or _resume(host, scene, out)
-        if found:
-            wrong.append(f"call {at}, {outcome.what.replace(str(out.parent), '')}: {found}")
+        complaint = _verdict(outcome, kind, state) or resume(host, scene, out)
+        found.add(outcome.code, complaint, f"call {at}, {outcome.what.replace(str(out.parent), '')}")
     remove(out)
     ended = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
-    exits = ", ".join(f"{number}x {code}" for code, number in sorted(codes.items()))
-    detail = f"left {ended}; exits {exits}; {runs - len(wrong)} resumed to the same bytes"
-    return Tally(f"{scene.name}: {kind.name}", runs, len(wrong), "; ".join([detail, *wrong[:5]]))
+    detail = f"left {ended}; {found.runs - len(found.wrong)} then ended with the same bytes"
+    return found.tally(f"{scene.name}: {kind.name}", detail)
 
 
 def _verdict(outcome: Outcome, kind: Kind, state: str) -> str:
     if state.startswith("!"):
         return state[1:]
-    # What was only looked for may be done without; nothing that was written may.
-    harmless = state == "whole" and outcome.what.split()[0] in ("stat", "fstat", "opendir", "readdir")
+    # What was looked for may be done without, and a folder that is there; nothing that is written may.
+    harmless = state == "whole" and outcome.what.split()[0] in ("stat", "fstat", "opendir", "readdir", "mkdir")
     found = complaint(outcome, (*kind.codes, 0) if harmless else kind.codes)
     if not found and outcome.code == 0 and state != "whole":
         return f"exit code 0, but the output is {state}"
     return found
 
 
-def _resume(host: Host, scene: Scene, out: Path) -> str:
-    """Run the same command undisturbed; what is wrong with its end, or nothing."""
+def resume(host: Host, scene: Scene, out: Path) -> str:
+    """Run the same command undisturbed; what is wrong with its end or what it leaves, or nothing."""
     again = host.run(scene.request(out))
     found = complaint(again, (0,))
     if found:
@@ -173,13 +174,22 @@ def _resume(host: Host, scene: Scene, out: Path) -> str:
 def run(scratch: Path, *, quick: bool, tell: Callable[[str], None]) -> list[Tally]:
     """Sweep every kind of fault over every scene; `quick` takes every 29th call, each kind beginning elsewhere."""
     subject = make_subject(scratch)
-    found = []
+    by_kind: dict[str, list[Tally]] = {kind.name: [] for kind in KINDS}
     with Host(scratch / "host") as host:
         for scene in scenes(host, subject, scratch):
+            scene.prepare(scratch / "out")
             calls = host.run(scene.request(scratch / "out")).calls
             for number, kind in enumerate(KINDS):
                 chosen = range(1 + 7 * number % _STRIDE, calls + 1, _STRIDE) if quick else None
                 tally = sweep(host, scene, kind, scratch / "out", calls=chosen)
                 tell(f"{tally.what}: {tally.runs} runs, {tally.wrong} wrong; {tally.detail}")
-                found.append(tally)
-    return found
+                by_kind[kind.name].append(tally)
+    return [_together(name, tallies) for name, tallies in by_kind.items()]
+
+
+def _together(name: str, tallies: list[Tally]) -> Tally:
+    """One row for the scenes of a kind of fault."""
+    runs, wrong = sum(tally.runs for tally in tallies), sum(tally.wrong for tally in tallies)
+    counts = ", ".join(f"{tally.runs} of {tally.what.split(':')[0]} outputs" for tally in tallies)
+    bad = [tally.detail for tally in tallies if tally.wrong]
+    return Tally(name, runs, wrong, "; ".join([f"{counts}: {runs - wrong} then ended with the same bytes", *bad]))

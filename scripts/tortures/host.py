@@ -14,8 +14,12 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SHIM: Final = ctypes.CDLL(None)
 
@@ -37,12 +41,8 @@ def import_everything() -> None:
     """Import what a run needs, Numba's typing rules too, which it loads when the first kernel is called."""
     from numba.core.registry import cpu_target
 
-    import llmq.cli.quantize
-    import llmq.methods
-    import llmq.pipeline.run
-    import llmq.pipeline.tuning
-    import llmq_kernels.nonfinite  # noqa: F401
-
+    for name in ("llmq.cli.quantize", "llmq.methods", "llmq.pipeline.run", "llmq_kernels.nonfinite"):
+        import_module(name)
     cpu_target.target_context.refresh()
     cpu_target.typing_context.refresh()
 
@@ -60,6 +60,7 @@ def arm(request: dict[str, Any]) -> None:
 def become(request: dict[str, Any]) -> NoReturn:
     """Be the command, in the child, and leave without the second that Python takes to clear all it has imported."""
     from llmq.cli.main import status
+    from llmq.cli.stopping import interruptible
 
     for target, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -71,8 +72,10 @@ def become(request: dict[str, Any]) -> NoReturn:
     for name, limit in request["limits"].items():
         kind = getattr(resource, f"RLIMIT_{name}")
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-    code = status(request["arguments"])
-    threading._shutdown()  # noqa: SLF001  (waits for threads, as a process does that ends by itself)
+    with interruptible():
+        code = status(request["arguments"])
+    end_threads: Callable[[], None] = vars(threading)["_shutdown"]  # as at the end of every process
+    end_threads()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["Host", "Outcome", "Request"]
+__all__ = ["Host", "Outcome", "Request", "spawn", "start"]
 
 _PROGRAM: Final = Path(__file__).with_name("host.py")
 
@@ -43,7 +45,7 @@ class Request:
     """
 
     arguments: Sequence[str]
-    fault: Fault = Fault()
+    fault: Fault = field(default_factory=Fault)
     watch: Sequence[Path] = ()
     signals: Sequence[tuple[float, int]] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -115,6 +117,12 @@ class Host:
             assert process.stdin is not None
             process.stdin.close()
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that the process takes already, by the names of limits."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii").splitlines()
+        found = dict(line.split(":", 1) for line in lines)
+        return {name: 1024 * int(found[key].split()[0]) for name, key in (("AS", "VmSize"), ("DATA", "VmData"))}
+
     def run(self, request: Request, *, logged: bool = False) -> Outcome:
         """Run the command once; `logged` lists the calls in the file `log`, by lines of tab-separated fields.
 
@@ -139,5 +147,60 @@ class Host:
         assert self._process.stdout is not None
         print(json.dumps(line), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
-        texts = {"stdout": out.read_text(errors="replace"), "stderr": err.read_text(errors="replace")}
-        return Outcome(**answer, **texts)
+        return Outcome(stdout=out.read_text(errors="replace"), stderr=err.read_text(errors="replace"), **answer)
+
+
+def spawn(
+    arguments: Sequence[str],
+    *,
+    shim: Path | None = None,
+    signals: Sequence[tuple[float, int]] = (),
+    limits: Mapping[str, int] | None = None,
+    timeout: float = 120.0,
+    variables: Mapping[str, object] | None = None,
+) -> Outcome:
+    """Run the command in a process of its own, as a user does; see `Request`.
+
+    Parameters
+    ----------
+    shim : Path, optional
+        Preloaded; armed by the `variables` that `shim.c` names.
+    variables : mapping, optional
+        Of the environment.
+    """
+    began = time.monotonic()
+    with start(arguments, shim=shim, limits=limits, variables=variables) as process:
+        first = None
+        for delay, number in signals:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, began + delay - time.monotonic()))
+                break
+            first = first or time.monotonic()
+            process.send_signal(number)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+    now = time.monotonic()
+    return Outcome(process.returncode, out, err, 0, 0, "", now - began, now - first if first else 0.0, 0)
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    shim: Path | None = None,
+    limits: Mapping[str, int] | None = None,
+    variables: Mapping[str, object] | None = None,
+) -> subprocess.Popen[str]:
+    """Begin what `spawn` does."""
+    prefix = [] if not limits else ["prlimit", *(f"--{name.lower()}={limit}" for name, limit in limits.items())]
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-m", "llmq", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(shim, **(variables or {})),
+        text=True,
+        errors="replace",
+    )

@@ -8,17 +8,17 @@ import io
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import make_checkpoint
-
+from llmq.architectures import decoder_config
 from llmq.checkpoint.source import open_source
 from llmq.errors import InputError
 from llmq.sample import write_sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tortures.hosting import Outcome
 
@@ -56,7 +56,7 @@ def write_source(folder: Path, *, shards: int = 3, **sizes: Any) -> Path:
     """Write a random Llama with the sample's tokenizer in some files; two blocks of width 64, unless sizes differ."""
     sample = write_sample(folder.with_name(f"{folder.name}-sample"))
     config = make_checkpoint.read_config("tiny") | _SIZES | sizes
-    tensors = make_checkpoint.tensors_of(make_checkpoint.decoder_config(config), "bfloat16")
+    tensors = make_checkpoint.tensors_of(decoder_config(config), "bfloat16")
     size = sum(tensor.nbytes for tensor in tensors) // shards
     options = make_checkpoint.Options(layers=None, seed=0, dtype="bfloat16", max_shard_size=size + size // 8)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
