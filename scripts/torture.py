@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SECTIONS: Final = {
     "faults": "a fault at every call of the system",
+    "power": "power lost at every call of the system",
     "kills": "SIGKILL at random times",
     "interrupts": "Ctrl-C, SIGTERM and SIGHUP at random times",
     "room": "disks and files that are too small",

@@ -117,6 +117,7 @@ class Scene:
 def scenes(host: Host, subject: Subject, scratch: Path) -> tuple[Scene, ...]:
     """A new output; going on with one that was killed halfway; replacing an older one."""
     halfway, old = scratch / "halfway", scratch / "old"
+    host.warm(subject.arguments(scratch / "warm"))
     fresh = Scene("new", subject)
     calls = host.run(fresh.request(halfway)).calls
     remove(halfway)

@@ -1,11 +1,14 @@
 """A program that forks a child for every run of the command it is asked for: what is slow to import, it imports once.
 
-Requests and answers are lines of JSON, see `hosting.py`. No kernel has run here, so that forking is safe.
+Requests and answers are lines of JSON, see `hosting.py`. Kernels have run here on one thread only, if at all, and no
+thread is left when a child is forked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import json
 import os
 import resource
@@ -29,7 +32,11 @@ def main() -> None:
     import_everything()
     for line in sys.stdin:
         request = json.loads(line)
+        if "warm" in request:
+            print(json.dumps(warm(request["warm"])), flush=True)
+            continue
         arm(request)
+        assert threading.active_count() == 1
         pid = os.fork()
         if pid == 0:
             become(request)
@@ -45,6 +52,14 @@ def import_everything() -> None:
         import_module(name)
     cpu_target.target_context.refresh()
     cpu_target.typing_context.refresh()
+
+
+def warm(arguments: list[str]) -> int:
+    """Run the command in this process, so that its kernels are loaded; its exit code."""
+    from llmq.cli.main import status
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return status(arguments)
 
 
 def arm(request: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tortures.shim import Fault, build, environment
 
@@ -117,6 +117,20 @@ class Host:
             assert process.stdin is not None
             process.stdin.close()
 
+    def warm(self, arguments: Sequence[str]) -> None:
+        """Run the command once in the process itself, undisturbed, so that no later run loads its kernels.
+
+        It must be one that uses one thread.
+        """
+        code = self._ask({"warm": [str(argument) for argument in arguments]})
+        assert code == 0, code
+
+    def _ask(self, request: Mapping[str, object]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
     def memory(self) -> dict[str, int]:
         """Bytes that the process takes already, by the names of limits."""
         lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii").splitlines()
@@ -143,10 +157,7 @@ class Host:
             "stderr": str(err),
             "log": str(self.log) if logged else "",
         }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(line), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
+        answer = self._ask(line)
         return Outcome(stdout=out.read_text(errors="replace"), stderr=err.read_text(errors="replace"), **answer)
 
 
