@@ -27,6 +27,9 @@ __all__ = ["half_quadratic_reference", "half_quadratic_scales"]
 _ITERATIONS: Final = 20
 _BETA: Final = 10.0
 _KAPPA: Final = 1.01
+_AT_ONCE: Final = 1 << 18
+"""Weights between two moments at which Ctrl-C is heard: an eighth of a second on one thread."""
+
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
 
 
@@ -169,5 +172,8 @@ def half_quadratic_scales(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, n
     bits, source_kind = source_bits("weight", weight)
     scale, zero_point = range_scales(weight, grid)
     groups, flat, zeros = group_views(bits, grid, (scale, zero_point))
-    _split(groups, (grid.bits, int(grid.narrow), grid.scale_kind), source_kind, flat, zeros)
+    step = max(1, _AT_ONCE // max(1, groups.shape[1]))
+    for start in range(0, groups.shape[0], step):
+        part = slice(start, start + step)
+        _split(groups[part], (grid.bits, int(grid.narrow), grid.scale_kind), source_kind, flat[part], zeros[part])
     return scale, zero_point

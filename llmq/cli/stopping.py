@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["interruptible", "stoppable"]
 
 _NUMBERS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_PATIENCE: Final = 0.25
+_PATIENCE: Final = 0.15
 """Seconds that a run has to finish its block."""
 
 _IMPORT: Final = 0.05

@@ -7,10 +7,9 @@ import errno
 import os
 import shutil
 import threading
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import time
+from pathlib import Path
+from typing import Final
 
 __all__ = [
     "atomic_write",
@@ -31,6 +30,7 @@ _BINARY: Final = getattr(os, "O_BINARY", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _LARGEST_IO: Final = 1 << 30  # macOS refuses requests of 2 GiB
+_OLD_SECONDS: Final = 600
 
 
 def preadv(fd: int, buffer: memoryview, offset: int) -> int:
@@ -190,14 +190,17 @@ def atomic_write(path: Path, data: bytes, *, temporary: Path | None = None) -> N
     data : bytes
         All of it.
     temporary : Path or None
-        Written first and renamed, on the same disk; a kill may leave it behind. None takes a name beside `path`.
+        Written first and renamed, on the same disk; a kill may leave it behind. None takes a name beside `path`, and
+        removes what kills left of such ones ten minutes ago or longer.
 
     Raises
     ------
     OSError
         Nothing of the file is left behind.
     """
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if temporary is None:
+        _remove_old(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _CLOEXEC | _NOFOLLOW, 0o666)
     try:
         try:
@@ -210,6 +213,15 @@ def atomic_write(path: Path, data: bytes, *, temporary: Path | None = None) -> N
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _remove_old(path: Path) -> None:
+    """Remove temporary files of `path` that nobody can be writing any more."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            ours = entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp")
+            if ours and entry.is_file(follow_symlinks=False) and time.time() - entry.stat().st_mtime > _OLD_SECONDS:
+                Path(entry.path).unlink()
 
 
 def free_bytes(path: Path) -> int:

@@ -1,7 +1,7 @@
 """A program that forks a child for every run of the command it is asked for: what is slow to import, it imports once.
 
-Requests and answers are lines of JSON, see `hosting.py`. Kernels have run here on one thread only, if at all, and no
-thread is left when a child is forked.
+Requests and answers are lines of JSON, see `hosting.py`. Kernels have run here on one thread only, if at all, none of
+them with OpenMP, and no thread is left when a child is forked.
 """
 
 from __future__ import annotations

@@ -120,7 +120,8 @@ class Host:
     def warm(self, arguments: Sequence[str]) -> None:
         """Run the command once in the process itself, undisturbed, so that no later run loads its kernels.
 
-        It must be one that uses one thread.
+        It must use one thread and no parallel loops of Numba, such as `--method rtn`: no process survives a fork behind
+        one of GNU OpenMP's.
         """
         code = self._ask({"warm": [str(argument) for argument in arguments]})
         assert code == 0, code

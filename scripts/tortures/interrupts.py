@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from tortures.faults import Scene
-from tortures.hosting import Host, spawn
+from tortures.hosting import Host, Request, spawn
 from tortures.kills import Chain
 from tortures.subject import Subject, digests, write_source
 
@@ -36,7 +36,8 @@ def _subject(host: Host, scratch: Path, *, quick: bool) -> Subject:
     source = write_source(scratch / "source", **({} if quick else _SIZES))
     flags = ("--method", "mse" if quick else "hqq", "--max-shard-size", "5MB", "--threads", "1")
     out = scratch / "expected"
-    host.warm(Subject(source, flags, {}).arguments(out))
+    outcome = host.run(Request(Subject(source, flags, {}).arguments(out)))
+    assert outcome.code == 0, outcome.stderr
     return Subject(source, flags, digests(out))
 
 

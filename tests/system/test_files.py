@@ -1,5 +1,6 @@
 import errno
 import os
+import time
 
 import pytest
 
@@ -85,6 +86,38 @@ def test_atomic_write_leaves_nothing_behind(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="broken"):
         files.atomic_write(tmp_path / "f", b"new")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_atomic_write_removes_what_a_kill_left_long_ago(tmp_path):
+    for name, age in ((".f.1.tmp", 700), (".f.2.tmp", 5), (".g.1.tmp", 700), ("f.1.tmp", 700)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    files.atomic_write(tmp_path / "f", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".f.2.tmp", ".g.1.tmp", "f", "f.1.tmp"]
+
+
+def test_whether_something_is_there(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("nowhere")
+    assert files.is_present(tmp_path / "link")
+    for absent in (tmp_path / "no", tmp_path / "link" / "x", "a\0b", "x" * 10_000):
+        assert not files.is_present(absent)
+
+    def fail(path):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "lstat", fail)
+    with pytest.raises(OSError, match="broken"):
+        files.is_present(tmp_path)
+
+
+def test_a_folder_and_those_above_it_are_synced(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.make_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+    assert synced == [tmp_path / "a", tmp_path]
+    files.make_folder(tmp_path / "a/b")
+    assert len(synced) == 2
 
 
 def test_syncs(platform, tmp_path, opened):

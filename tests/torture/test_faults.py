@@ -1,5 +1,7 @@
 """A sample of the faults, kills and signals of `make torture`."""
 
+import errno
+import json
 import random
 import shutil
 import signal
@@ -8,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from llmq.cli.main import status
-from tortures import interrupts, kills, room, writers
-from tortures.faults import KINDS, Scene, scenes, sweep
+from tortures import interrupts, kills, power, room, writers
+from tortures.faults import KINDS, Scene, resume, scenes, sweep
+from tortures.hosting import start
 from tortures.kills import Chain
 from tortures.shim import Action, Calls, Fault
+from tortures.subject import digests, state_of
 
 STRIDE = 67
 
@@ -108,7 +112,7 @@ def test_killed_at_random(host, subject, tmp_path):
     assert (tally.runs, tally.wrong) == (8, 0), tally.detail
 
 
-@pytest.mark.parametrize("section", [interrupts, kills, room, writers], ids=lambda section: section.__name__)
+@pytest.mark.parametrize("section", [interrupts, kills, power, room, writers], ids=lambda section: section.__name__)
 def test_a_section(shim, tmp_path, section):
     told = []
     tallies = section.run(tmp_path, quick=True, tell=told.append)
@@ -205,3 +209,41 @@ def test_a_path_that_is_too_long_or_not_text(subject, tmp_path, capsys):
     assert status(subject.arguments(odd)) == 0
     assert "\x1b" not in capsys.readouterr().err
     shutil.rmtree(odd)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_where_nothing_may_be_written(host, subject, tmp_path, number):
+    fault = Fault(at=1, action=Action.FAIL, error=number, forever=True, classes=Calls.CREATE)
+    outcome = host.run(Scene("read-only", subject).request(tmp_path / "out", fault=fault))
+    assert outcome.code == (5 if number == errno.EDQUOT else 2)
+    assert f"error: {tmp_path / 'out'}: cannot be written" in outcome.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fields", [{"schema": 9}, {"llmq_version": "0.0.1"}, {"layout": {}}, {"identity": {"x": 1}}])
+def test_a_run_of_another_version_or_plan_is_refused_by_name(host, stage, tmp_path, fields):
+    scene, out = stage[1], tmp_path / "out"
+    scene.prepare(out)
+    plan = json.loads((out / ".llmq/plan.json").read_text())
+    (out / ".llmq/plan.json").write_text(json.dumps(plan | fields))
+    before = digests(out)
+    outcome = host.run(scene.request(out))
+    assert outcome.code == 2
+    assert f"an interrupted run with another {next(iter(fields))}" in outcome.stderr
+    assert {name: digest for name, digest in digests(out).items() if name != ".llmq/lock"} == {
+        name: digest for name, digest in before.items() if name != ".llmq/lock"
+    }
+    assert resume(host, Scene("anew", scene.subject, flags=("--no-resume",)), out) == ""
+
+
+def test_nobody_reads_what_is_printed(subject, tmp_path):
+    """As with `| head -c 0`, for stdout and for both."""
+    for streams, codes in (({"stdout"}, (141,)), ({"stdout", "stderr"}, (0, 141))):
+        out = tmp_path / "-".join(streams)
+        with start(subject.arguments(out)) as process:
+            for name in streams:
+                getattr(process, name).close()
+            error = "" if process.stderr.closed else process.stderr.read()
+            assert process.wait(60) in codes
+        assert "Traceback" not in error
+        assert state_of(out, {"whole": subject.expected}) in ("whole", "unfinished", "absent")
