@@ -10,6 +10,7 @@ from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
 from llmq.checkpoint.manifest import MANIFEST
+from llmq.checkpoint.sealed import seal
 from llmq.system.files import atomic_write, replace, sync_file, sync_folder
 
 if TYPE_CHECKING:
@@ -75,5 +76,5 @@ def remove_stale(folder: Path, replaced: Mapping[str, int], kept: Mapping[str, F
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``llmq.json``: from here on the folder is a model."""
-    atomic_write(folder / MANIFEST, json_strict.dumps(dict(manifest)), temporary=Scratch(folder).temporary(MANIFEST))
+    """Write ``llmq.json``, with a checksum of its own: from here on the folder is a model."""
+    atomic_write(folder / MANIFEST, seal(manifest), temporary=Scratch(folder).temporary(MANIFEST))

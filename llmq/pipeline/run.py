@@ -19,7 +19,7 @@ from llmq.plan.budget import BLOCKS_READ, BLOCKS_WRITTEN
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from llmq.checkpoint.source import Source
     from llmq.checkpoint.writer import CheckpointWriter
@@ -74,13 +74,21 @@ def run_plan(
     with _reading(tensors, source) as ahead, WriteBehind(writer, BLOCKS_WRITTEN) as behind:
         reads = iter(ahead)
         for tensor, missing in jobs:
-            blocks = islice(reads, len(_blocks(tensor)))
+            blocks = _noted(islice(reads, len(_blocks(tensor))), tensor.name, ahead, behind)
             if tensor.spec is None:
                 _copy(tensor, blocks, behind, progress, checked=nonfinite == "error")
             else:
                 quantize = _Step(tensor, plan.recipe.method, watch)
                 _quantize(quantize, blocks, Sink(tensor, missing, behind), progress)
     source.check_unchanged()
+
+
+def _noted(blocks: Iterable[_Read], name: str, ahead: ReadAhead, behind: WriteBehind) -> Iterator[_Read]:
+    """Pass a tensor's blocks on, and its checksum to the writer before the last of them."""
+    for block in blocks:
+        if name in ahead.digests:
+            behind.note_source(name, ahead.digests.pop(name))
+        yield block
 
 
 def _place(tensor: TensorPlan) -> tuple[str, int]:
