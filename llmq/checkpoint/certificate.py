@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.faults import writing
-from llmq.checkpoint.manifest import MANIFEST, read_manifest
+from llmq.checkpoint.manifest import MANIFEST, read_manifest, source_headers
 from llmq.checkpoint.safe_open import allowed_roots, read_small
 from llmq.checkpoint.sealed import check_seal, seal
 from llmq.errors import InputError, UsageError
@@ -92,7 +92,7 @@ def check_certifiable(model: str | Path, *, source: Mapping[str, Any] | None = N
         raise UsageError("not a finished output of llmq in a local folder", file=folder, hint=hint)
     if not os.access(folder, os.W_OK):
         raise UsageError("cannot be written to", file=folder, hint="leave --save out")
-    if source is not None and _headers(manifest.get("source")) != _headers(source):
+    if source is not None and source_headers(manifest.get("source")) != source_headers(source):
         raise UsageError("was not made from this source", file=folder, hint="leave --save out")
     if (folder / CERTIFICATE).exists():
         try:
@@ -183,10 +183,3 @@ def _write(folder: Path, certificate: Mapping[str, Any]) -> None:
 
 def _digest(folder: Path) -> str:
     return hashlib.sha256(read_small(folder / MANIFEST, allowed_roots(folder))).hexdigest()
-
-
-def _headers(identity: Any) -> set[str]:
-    """Digests of the headers of a source's files, which copies share."""
-    files = identity.get("files") if isinstance(identity, dict) else None
-    entries = files.values() if isinstance(files, dict) else ()
-    return {str(entry.get("header")) for entry in entries if isinstance(entry, dict)}

@@ -13,7 +13,7 @@ from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
 from llmq.checkpoint.sealed import check_seal
 from llmq.errors import InputError, UnsupportedError
 
-__all__ = ["MANIFEST", "SCHEMA", "difference", "parse_manifest", "read_manifest"]
+__all__ = ["MANIFEST", "SCHEMA", "difference", "parse_manifest", "read_manifest", "source_headers"]
 
 MANIFEST: Final = "llmq.json"
 SCHEMA: Final = 1
@@ -95,6 +95,13 @@ def _check_size(folder: Path, name: str, expected: int, roots: tuple[Path, ...])
             found=f"{signature.size} bytes",
             hint=_AGAIN,
         )
+
+
+def source_headers(identity: Any) -> set[str]:
+    """Digests of the headers of a source's files, by its identity: copies of a source share them."""
+    files = identity.get("files") if isinstance(identity, dict) else None
+    entries = files.values() if isinstance(files, dict) else ()
+    return {str(entry.get("header")) for entry in entries if isinstance(entry, dict)}
 
 
 def difference(expected: Any, found: Any, path: str = "") -> tuple[str, Any, Any] | None:

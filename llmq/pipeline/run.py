@@ -35,6 +35,7 @@ __all__ = [
     "nonfinite_tensors",
     "refuse_nonfinite",
     "run_plan",
+    "whole_rows",
 ]
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -144,12 +145,12 @@ def _count_nonfinite(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
     dtype = tensor.info.dtype
     if dtype not in _FLOATS:
         return np.zeros(2, np.int64)
-    values = _rows(raw, tensor) if tensor.spec else raw.view(NUMPY_DTYPES[dtype])
+    values = whole_rows(raw, tensor) if tensor.spec else raw.view(NUMPY_DTYPES[dtype])
     return np.array(count_nonfinite(values), np.int64)
 
 
-def _rows(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
-    """Whole rows as the methods take them: float16, bfloat16 or float32 (rows, in_features)."""
+def whole_rows(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
+    """View the bytes of whole rows as methods take them: float16, bfloat16 or float32 (rows, in_features)."""
     info = tensor.info
     if info.dtype == "F64":
         return to_float32(raw, info.dtype, np.empty((raw.size // 8 // info.shape[1], info.shape[1]), np.float32))
@@ -227,7 +228,7 @@ def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progre
         quantized = None
         try:
             if not found.any():
-                quantized = step(_rows(raw, tensor))
+                quantized = step(whole_rows(raw, tensor))
         except FloatingPointError:
             pass
         if quantized is None:
