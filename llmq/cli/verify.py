@@ -68,6 +68,8 @@ def _print(found: Verification) -> None:
         click.echo(f"note: {printable(note)}")
     read = f"{found.files} files, {found.tensors} tensors, {format_size(found.nbytes)} in {found.seconds:.1f} s"
     click.echo(f"{printable(found.folder)}: {read}" + (": all as written" if found.ok else ""))
+    if found.ok:
+        click.echo(f"  sha256 of llmq.json: {found.manifest_sha256}")
     if found.agreement is not None:
         _print_agreement(found.agreement)
 

@@ -78,7 +78,7 @@ def verify(
     folder = _folder(output)
     found = read_manifest_of(folder)
     agreement: Agreement | None = None
-    if found.manifest is not None or not _is_unfinished(found):
+    if not found.unfinished:
         check_files(found, ignore, told)
         agreement = _look_inside(found, against, told, full=full)
     return Verification(
@@ -89,6 +89,7 @@ def verify(
         tuple(found.problems),
         tuple(found.notes),
         time.perf_counter() - began,
+        found.sha256,
         agreement,
     )
 
@@ -101,10 +102,6 @@ def _folder(output: str | Path) -> Path:
     if not Path(output).is_dir():
         raise InputError("no such folder", file=output)
     return Path(output)
-
-
-def _is_unfinished(found: FileCheck) -> bool:
-    return found.problems[0].file == str(found.folder)
 
 
 def _look_inside(found: FileCheck, against: str | Path | None, progress: Progress, *, full: bool) -> Agreement | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,10 @@ class FileCheck:
     folder : Path
     manifest : dict or None
         None where there is none, or none to be trusted.
+    sha256 : str or None
+        Of its file.
+    unfinished : bool
+        Whether a run was stopped before there was anything to look at.
     problems, notes : list
         See `Verification`.
     files, tensors, nbytes : int
@@ -46,6 +51,8 @@ class FileCheck:
 
     folder: Path
     manifest: dict[str, Any] | None
+    sha256: str | None = None
+    unfinished: bool = False
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: int = 0
@@ -63,13 +70,16 @@ def read_manifest_of(folder: Path) -> FileCheck:
     """Read the manifest of a folder; whatever is wrong with it is the first problem."""
     found = FileCheck(folder, None)
     if not os.path.lexists(folder / MANIFEST):
-        if (folder / SCRATCH).is_dir():
+        found.unfinished = (folder / SCRATCH).is_dir()
+        if found.unfinished:
             found.problems.append(Problem("unfinished: run the same `llmq quantize` again", str(folder)))
         else:
             found.problems.append(Problem("missing: nothing tells what the files should be", MANIFEST))
         return found
     try:
-        found.manifest = parse_manifest(read_small(folder / MANIFEST, allowed_roots(folder)), Path(MANIFEST))
+        data = read_small(folder / MANIFEST, allowed_roots(folder))
+        found.sha256 = hashlib.sha256(data).hexdigest()
+        found.manifest = parse_manifest(data, Path(MANIFEST))
     except LlmqError as error:
         found.problems.append(Problem.of(error, MANIFEST))
     found.files += 1

@@ -83,6 +83,8 @@ class Verification:
         What is worth knowing and no fault, such as files that are not a part of the output.
     seconds : float
         Wall time.
+    manifest_sha256 : str or None
+        Of the manifest, which has those of all other files: it tells this output from any other.
     agreement : Agreement or None
         With the source, where it was asked for and could be told.
     """
@@ -94,6 +96,7 @@ class Verification:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    manifest_sha256: str | None = None
     agreement: Agreement | None = None
 
     @property
@@ -109,6 +112,7 @@ class Verification:
             "files": self.files,
             "tensors": self.tensors,
             "bytes": self.nbytes,
+            "manifest_sha256": self.manifest_sha256,
             "seconds": self.seconds,
             "problems": [asdict(problem) | {"message": str(problem)} for problem in self.problems],
             "notes": list(self.notes),

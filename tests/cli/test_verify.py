@@ -1,5 +1,6 @@
 """`llmq verify` as users and other programs meet it."""
 
+import hashlib
 import json
 import shutil
 
@@ -15,10 +16,12 @@ def test_a_whole_output(call, small_model, sample_model):
     code, out, err = call("-q", "verify", small_model)
     assert (code, err) == (0, "")
     assert out.startswith(f"{small_model}: ")
-    assert out.endswith(": all as written\n")
+    digest = hashlib.sha256((small_model / "llmq.json").read_bytes()).hexdigest()
+    assert out.splitlines()[0].endswith(": all as written")
+    assert out.splitlines()[1:] == [f"  sha256 of llmq.json: {digest}"]
     code, out, _ = call("-q", "verify", small_model, "--against", sample_model)
     assert code == 0
-    assert "the same bit for bit\n" in out.splitlines(keepends=True)[1]
+    assert "the same bit for bit\n" in out.splitlines(keepends=True)[2]
 
 
 def test_json_has_the_keys_of_the_contract(call, copy, sample_model):
