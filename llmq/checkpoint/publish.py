@@ -11,10 +11,10 @@ from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
 from llmq.checkpoint.manifest import MANIFEST
 from llmq.checkpoint.sealed import seal
-from llmq.system.files import atomic_write, replace, sync_file, sync_folder
+from llmq.system.files import atomic_write, replace, sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["FileEntry", "publish_file", "publish_shards", "remove_stale", "write_manifest"]
@@ -55,15 +55,22 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
         return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     digest = hashlib.sha256()
     size = 0
-    with content.open("rb") as source, temporary.open("wb") as target:
-        while block := source.read(_BLOCK):
-            target.write(block)
+
+    def copied() -> Iterator[bytes]:
+        nonlocal size
+        for block in _blocks(content):
             digest.update(block)
             size += len(block)
-        target.flush()
-        sync_file(target.fileno())
-    replace(temporary, path)
+            yield block
+
+    atomic_write(path, copied(), temporary=temporary)
     return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as source:
+        while block := source.read(_BLOCK):
+            yield block
 
 
 def remove_stale(folder: Path, replaced: Mapping[str, int], kept: Mapping[str, FileEntry]) -> None:

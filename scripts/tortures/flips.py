@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["Flip", "flips_of", "run", "small_output", "try_flips"]
+__all__ = ["Flip", "flips_of", "run", "small_output", "try_flips", "write_small_source"]
 
 _SIZES: Final[dict[str, Any]] = {
     "hidden_size": 64,
@@ -69,10 +69,9 @@ class Found:
         self.first = self.first or other.first
 
 
-def small_output(folder: Path) -> Path:
-    """Write an output of about 40 kB with a tokenizer, an index and two shards."""
+def write_small_source(source: Path) -> Path:
+    """Write a random Llama of one block and width 64, with a tokenizer of letters: about 60 kB."""
     config = make_checkpoint.read_config("tiny") | _SIZES
-    source = folder / "source"
     options = make_checkpoint.Options(layers=None, seed=0, dtype="bfloat16", max_shard_size=1 << 20)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         make_checkpoint.make(config, {}, source, options)
@@ -81,6 +80,12 @@ def small_output(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(source / "tokenizer.json"))
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return source
+
+
+def small_output(folder: Path) -> Path:
+    """Write an output of about 48 kB with a tokenizer, an index and three shards."""
+    source = write_small_source(folder / "source")
     return llmq.quantize(source, folder / "output", method="rtn", max_shard_size=16_000).output
 
 
