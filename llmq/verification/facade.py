@@ -100,7 +100,8 @@ def _folder(output: str | Path) -> Path:
             raise UsageError("outputs are read from this machine", file=output, hint="copy the folder first")
         return download(output).folder
     if not Path(output).is_dir():
-        raise InputError("no such folder", file=output)
+        what = "not a folder" if Path(output).exists() else "no such folder"
+        raise InputError(what, file=output, hint="give the folder that `llmq quantize` wrote")
     return Path(output)
 
 

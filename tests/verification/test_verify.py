@@ -270,7 +270,7 @@ def test_a_certificate_is_checked(output):
 def test_unfinished_and_foreign_folders(source, tmp_path, made):
     with pytest.raises(InputError, match="no such folder"):
         llmq.verify(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="not a folder"):
         llmq.verify(source / "config.json")
     (tmp_path / "begun/.llmq").mkdir(parents=True)
     assert told(tmp_path / "begun") == [f"{tmp_path / 'begun'}: unfinished: run the same `llmq quantize` again"]
