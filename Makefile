@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo tour test test-slow check fix docs bench performance quality reproduce clean
+.PHONY: help browser demo tour test test-slow check fix docs bench performance quality reproduce torture clean
 
 help:
 	@echo "make demo       shrink the sample model to 8, 4 and 2 bits and run it"
@@ -21,6 +21,7 @@ help:
 	@echo "make quality TEXT=... CALIBRATION=... SEEN=...  measure anew what docs/quality.md shows (40 minutes)"
 	@echo "make reproduce MODEL=org/name  measure a model on this machine: quality, speed, memory, into reproduce/"
 	@echo "make test-slow  run the tests that take minutes"
+	@echo "make torture    try to break every promise of docs/reliability.md (half an hour)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,6 +54,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+torture: $(VENV)/.dev
+	$(BIN)/python scripts/torture.py --markdown docs/reliability.md
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """`python -m llmq` is the `llmq` command."""
 
-from llmq.cli.main import run
+from llmq.cli.entry import run
 
 if __name__ == "__main__":
     run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from llmq.checkpoint.index import SCRATCH, weight_map
 from llmq.checkpoint.manifest import MANIFEST
 from llmq.checkpoint.safe_open import read_small
 from llmq.errors import InputError
+from llmq.system.files import is_present
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def read_folder(folder: Path, roots: tuple[Path, ...]) -> FolderFiles:
         hint = "run the same `llmq quantize` again to finish it"
         raise InputError("unfinished output of an interrupted run", file=folder, hint=hint)
     config, digest = {}, None
-    if os.path.lexists(folder / CONFIG_FILE):
+    if is_present(folder / CONFIG_FILE):
         data = read_small(folder / CONFIG_FILE, roots)
         config = json_strict.loads(data, CONFIG_FILE)
         if not isinstance(config, dict):
@@ -70,6 +70,6 @@ def read_folder(folder: Path, roots: tuple[Path, ...]) -> FolderFiles:
 def _is_plain(path: Path, roots: tuple[Path, ...]) -> bool:
     try:
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError):
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # a link that leads nowhere, or to itself
         return False
     return real.is_file() and any(real.is_relative_to(root) for root in roots)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from llmq.checkpoint.faults import reading, unreadable
 from llmq.checkpoint.folder_files import FolderFiles, read_folder
 from llmq.checkpoint.header import Header, TensorInfo, read_header
 from llmq.checkpoint.index import shard_names, tensors_of
@@ -50,15 +51,16 @@ class FolderSource:
         self.folder = folder
         self.label = label
         self._hub = hub
-        self._roots = allowed_roots(folder)
         self._descriptors: dict[str, int] = {}
         self._signatures: dict[str, Signature] = {}
         self._headers: dict[str, Header] = {}
-        beside = FolderFiles({}, None, (), None) if only else read_folder(folder, self._roots)
-        self.config, self.other_files = beside.config, beside.others
-        self._config_digest = beside.config_digest
         try:
-            names = sorted(entry.name for entry in folder.iterdir())
+            with reading(folder):
+                self._roots = allowed_roots(folder)
+                beside = FolderFiles({}, None, (), None) if only else read_folder(folder, self._roots)
+                names = sorted(entry.name for entry in folder.iterdir())
+            self.config, self.other_files = beside.config, beside.others
+            self._config_digest = beside.config_digest
             for name in [only] if only else shard_names(folder, names, beside.index):
                 self._open(name)
             self.tensors: Mapping[str, TensorInfo] = tensors_of(self._headers, beside.index, self.config)
@@ -70,7 +72,8 @@ class FolderSource:
         fd, signature = open_inside(self.folder / name, self._roots)
         self._signatures[name] = signature
         try:
-            self._headers[name] = read_header(fd, name)
+            with reading(name):
+                self._headers[name] = read_header(fd, name)
         except BaseException:
             os.close(fd)
             raise
@@ -119,7 +122,7 @@ class FolderSource:
                 finally:
                     os.close(fd)
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", file=info.file, tensor=info.name) from error
+            raise unreadable(error, info.file, tensor=info.name) from error
         if count < len(view):
             raise InputError("the file became shorter while it was read", file=info.file, tensor=info.name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,7 @@ from llmq.checkpoint import json_strict
 from llmq.checkpoint.safe_open import read_small
 from llmq.checkpoint.stacked import per_expert
 from llmq.errors import InputError, UnsupportedError
+from llmq.system.files import is_present
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,7 @@ def weight_map(folder: Path, roots: tuple[Path, ...]) -> dict[str, str] | None:
     InputError
         A malformed index, or one that names anything but plain ``*.safetensors`` files beside it.
     """
-    if not os.path.lexists(folder / INDEX_FILE):
+    if not is_present(folder / INDEX_FILE):
         return None
     index = json_strict.loads(read_small(folder / INDEX_FILE, roots), INDEX_FILE)
     found = index.get("weight_map") if isinstance(index, dict) else None

@@ -105,6 +105,7 @@ class Scratch:
         # The plan goes first: without one the rest counts for nothing.
         for path in (self.plan, self.journal):
             path.unlink(missing_ok=True)
+        sync_folder(self.folder)
         shutil.rmtree(self.shards, ignore_errors=True)
         self.shards.mkdir(exist_ok=True)
         atomic_write(self.plan, json_strict.dumps(plan), temporary=self.temporary("plan.json"))

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import llmq
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.certificate import CERTIFICATE, read_certificate
+from llmq.checkpoint.faults import writing
 from llmq.checkpoint.index import INDEX_FILE, SCRATCH
 from llmq.checkpoint.journal import Scratch, read_record
 from llmq.checkpoint.manifest import MANIFEST, difference
 from llmq.errors import InputError, UsageError
+from llmq.system.files import make_folder
 from llmq.system.lock import FileLock, Held
 
 if TYPE_CHECKING:
@@ -57,7 +59,10 @@ def take_lock(folder: Path, *, overwrite: bool) -> FileLock:
     if not overwrite and not (folder / SCRATCH).is_dir():
         _refuse_occupied(folder)
     scratch = Scratch(folder)
-    scratch.folder.mkdir(parents=True, exist_ok=True)
+    for path in (scratch.folder, scratch.shards):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):  # what a link leads to is not ours to write
+            raise UsageError("must be a folder of its own", file=path, hint="remove it")
+    make_folder(scratch.folder)
     lock = FileLock(scratch.lock)
     try:
         lock.acquire()
@@ -125,15 +130,16 @@ def claim(folder: Path, plan: dict[str, Any], *, overwrite: bool, resume: bool) 
 def clear_leftovers(folder: Path) -> None:
     """Remove the scratch of a finished output, where a run was killed in its very last step; nothing otherwise."""
     scratch = Scratch(folder)
-    if not _is_leftover(folder, scratch):
-        return
-    lock = take_lock(folder, overwrite=True)
-    try:
-        # Another run may have begun, or cleared it, before the lock was ours.
-        if _is_leftover(folder, scratch):
-            scratch.remove()
-    finally:
-        lock.release()
+    with writing(folder):
+        if not _is_leftover(folder, scratch):
+            return
+        lock = take_lock(folder, overwrite=True)
+        try:
+            # Another run may have begun, or cleared it, before the lock was ours.
+            if _is_leftover(folder, scratch):
+                scratch.remove()
+        finally:
+            lock.release()
 
 
 def _is_leftover(folder: Path, scratch: Scratch) -> bool:
@@ -167,7 +173,7 @@ def _replaceable(folder: Path) -> dict[str, int]:
         manifest = json_strict.loads((folder / MANIFEST).read_bytes(), MANIFEST)
         files = manifest["files"].items()
         listed = {name: entry["size"] for name, entry in files if name == Path(name).name}
-    except (OSError, InputError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, InputError, KeyError, TypeError, AttributeError):
         return found
     return _sizes(listed) | found
 

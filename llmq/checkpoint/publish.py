@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.faults import reading
 from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
@@ -68,7 +69,7 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as source:
+    with reading(path), path.open("rb") as source:
         while block := source.read(_BLOCK):
             yield block
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from llmq.checkpoint.faults import reading, unreadable
 from llmq.errors import InputError
 from llmq.system.files import preadv
 
@@ -76,9 +78,12 @@ def open_inside(path: Path, roots: tuple[Path, ...]) -> tuple[int, Signature]:
     except FileNotFoundError:
         raise InputError("no such file", file=name) from None
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise unreadable(error, name) from error
         raise InputError(f"cannot be opened: {error.strerror}", file=name) from error
     try:
-        status = os.fstat(fd)
+        with reading(name):
+            status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise InputError(f"it is {kind}", file=name)
@@ -94,9 +99,10 @@ def open_inside(path: Path, roots: tuple[Path, ...]) -> tuple[int, Signature]:
 
 def _is_inside(path: Path, status: os.stat_result, roots: tuple[Path, ...]) -> bool:
     try:
-        real = path.resolve(strict=True)
-        same = os.path.samestat(real.lstat(), status)
-    except (OSError, RuntimeError):
+        with reading(path.name):
+            real = path.resolve(strict=True)
+            same = os.path.samestat(real.lstat(), status)
+    except RuntimeError:
         return False
     return same and any(real.is_relative_to(root) for root in roots)
 
@@ -110,7 +116,7 @@ def read_small(path: Path, roots: tuple[Path, ...]) -> bytes:
         buffer = bytearray(signature.size)
         count = preadv(fd, memoryview(buffer), 0)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path.name) from error
+        raise unreadable(error, path.name) from error
     finally:
         os.close(fd)
     return bytes(buffer[:count])

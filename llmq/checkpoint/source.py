@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmq.checkpoint.companions import split_companions
+from llmq.checkpoint.faults import reading
 from llmq.checkpoint.folder_source import FolderSource
 from llmq.checkpoint.remote_source import RemoteSource
 from llmq.errors import InputError, UnsupportedError, UsageError
+from llmq.system.files import is_present
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +81,7 @@ def open_source(model: str | Path, *, revision: str | None = None) -> Source:
     NetworkError
         The Hub or another server could not be reached, or refused.
     """
-    if isinstance(model, Path) or os.path.lexists(model):
+    if isinstance(model, Path) or _is_here(model):
         return _open_here(Path(model), revision)
     if "://" in model:
         if revision is not None:
@@ -102,7 +103,7 @@ def open_local(model: str | Path, *, revision: str | None = None) -> FolderSourc
 
     Parameters and errors are those of `open_source`, but for addresses of other servers, which are refused.
     """
-    if isinstance(model, Path) or os.path.lexists(model):
+    if isinstance(model, Path) or _is_here(model):
         return _open_here(Path(model), revision)
     if "://" in model:
         raise UsageError("weights are mapped from files of this machine", file=model, hint="copy the folder first")
@@ -112,12 +113,19 @@ def open_local(model: str | Path, *, revision: str | None = None) -> FolderSourc
     return FolderSource(downloaded.folder, label=model, hub=downloaded.identity)
 
 
+def _is_here(path: str | Path) -> bool:
+    with reading(path):
+        return is_present(path)
+
+
 def _open_here(path: Path, revision: str | None) -> FolderSource:
-    if not os.path.lexists(path):
+    if not _is_here(path):
         raise InputError("no such folder", file=path)
     if revision is not None:
         raise UsageError("a revision needs a repository of the Hub", file=path)
-    if path.is_dir():
+    with reading(path):
+        is_folder = path.is_dir()
+    if is_folder:
         return FolderSource(path, label=str(path))
     if path.suffix == ".safetensors":
         return FolderSource(path.parent, label=str(path), only=path.name)

@@ -23,7 +23,7 @@ from llmq.checkpoint.manifest import MANIFEST, SCHEMA
 from llmq.checkpoint.output_folder import claim, plan_of, take_lock
 from llmq.checkpoint.publish import FileEntry, publish_file, publish_shards, remove_stale, write_manifest
 from llmq.checkpoint.shard_file import ShardFile
-from llmq.system.files import replace
+from llmq.system.files import replace, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,6 +103,7 @@ class CheckpointWriter:
                 self._replaces = claim(self.folder, plan, overwrite=self._overwrite, resume=self._resume)
                 self._journal = Journal(self._scratch.journal)
                 self._scratch.shards.mkdir(exist_ok=True)
+                sync_folder(self._scratch.folder)
                 done = [name for shard in self.shards for name in self._recover(shard, self._journal)]
         except BaseException:
             self._close()
@@ -279,6 +280,7 @@ class CheckpointWriter:
         """Bring all that was written so far to the disk; runs beside `write`, never beside a shard being closed."""
         for growing in tuple(self._open.values()):
             growing.sync()
+        sync_folder(self._scratch.shards)
         self._running().sync()
 
     def _running(self) -> Journal:

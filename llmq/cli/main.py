@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -13,6 +14,7 @@ import click
 
 import llmq
 from llmq.cli.settings import Settings, shown_log
+from llmq.cli.stopping import interruptible
 from llmq.errors import LlmqError, printable
 
 if TYPE_CHECKING:
@@ -38,9 +40,11 @@ COMMANDS: Final[dict[str, str]] = {
 
 _INTERRUPTED: Final = 130
 _PIPE_CLOSED: Final = 141
-_NO_ROOM: Final = frozenset(
-    getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "EFBIG", "ENOMEM", "EMFILE", "ENFILE")
+_NO_MEANS: Final = frozenset(
+    getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "EFBIG", "ENOMEM", "EMFILE", "ENFILE", "EIO")
 )
+_OUT_OF_MEANS: Final = frozenset({"can't start new thread", "can't allocate lock", "can't allocate read lock"})
+"""What Python says in a plain RuntimeError where there is no memory for a thread or a lock."""
 _UNUSABLE: Final = frozenset(getattr(errno, name, -1) for name in ("ENAMETOOLONG", "ELOOP", "EROFS"))
 _CONTEXT: Final = {
     "help_option_names": ["-h", "--help"],
@@ -90,7 +94,8 @@ def run() -> NoReturn:
     """Run the command that the process was started for, and exit."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    code = status(sys.argv[1:])
+    with interruptible():
+        code = status(sys.argv[1:])
     if code == _PIPE_CLOSED:
         # Nothing can be written any more, not even when Python closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -123,9 +128,10 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def _complain(what: str, hint: str | None) -> None:
-    click.echo(f"error: {what}", err=True)
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
+    with contextlib.suppress(OSError):  # nobody reads stderr any more
+        click.echo(f"error: {what}", err=True)
+        if hint:
+            click.echo(f"hint: {hint}", err=True)
 
 
 def _told(error: Exception) -> tuple[int, str, str | None]:
@@ -138,6 +144,8 @@ def _told(error: Exception) -> tuple[int, str, str | None]:
         return error.exit_code, _one_line(error.format_message()), f"{path} --help"
     if isinstance(error, MemoryError):
         return 5, "not enough memory" + (f": {_one_line(str(error))}" if str(error) else ""), None
+    if isinstance(error, RuntimeError) and str(error) in _OUT_OF_MEANS:
+        return 5, f"not enough memory or processes: {error}", None
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(error.filename)}: " if error.filename is not None else ""
         return _code_of(error), f"{where}{error.strerror}", None
@@ -146,7 +154,7 @@ def _told(error: Exception) -> tuple[int, str, str | None]:
 
 
 def _code_of(error: OSError) -> int:
-    if error.errno in _NO_ROOM:
+    if error.errno in _NO_MEANS:
         return 5
     if error.errno in _UNUSABLE:
         return 2

@@ -16,7 +16,7 @@ from llmq.cli.progress import show_progress
 from llmq.cli.quantize_onnx import is_onnx, quantize_onnx
 from llmq.cli.sizes import SIZE, format_size
 from llmq.cli.stopping import stoppable
-from llmq.errors import StoppedError, UsageError
+from llmq.errors import StoppedError, UsageError, printable
 
 if TYPE_CHECKING:
     from llmq.pipeline import QuantizeReport
@@ -158,8 +158,7 @@ def command(
     OUT ends in .onnx too, and the data stands beside it in OUT.data.
     """
     if is_onnx(flags["model"]):
-        with stoppable():
-            quantize_onnx(flags | {"activations": activations}, as_json=as_json)
+        quantize_onnx(flags | {"activations": activations}, as_json=as_json)
         return
     if activations is not None:
         raise UsageError("--activations is for ONNX models", hint="--compute int8 of generate, chat and eval")
@@ -171,7 +170,7 @@ def command(
     from llmq.pipeline import quantize
 
     measures = measures_for(report_file)
-    with show_progress() as progress, stoppable():
+    with show_progress() as shown, stoppable(shown) as progress:
         try:
             report = quantize(**flags, resume=not no_resume, progress=progress, watch=measures)
             if report_file and measures is not None:
@@ -253,9 +252,9 @@ def _treatment(tensor: TensorPlan) -> str:
 def _print_summary(report: QuantizeReport) -> None:
     plan = report.plan
     if report.state == "already complete":
-        click.echo(f"already complete: {report.output} ({_sizes(report)})")
+        click.echo(f"already complete: {printable(report.output)} ({_sizes(report)})")
         return
-    click.echo(f"{report.output}: {_sizes(report)}")
+    click.echo(f"{printable(report.output)}: {_sizes(report)}")
     widths = Counter(_treatment(t) for t in plan.quantized)
     for what, count in sorted(widths.items()):
         click.echo(f"  {count} tensors to {what}")

@@ -13,6 +13,7 @@ from llmq.cli.kernels import prepare_kernels
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import format_size
+from llmq.cli.stopping import stoppable
 from llmq.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def quantize_onnx(flags: dict[str, Any], *, as_json: bool) -> None:
         prepare_kernels(wanted["threads"])
     from llmq.onnx import quantize_model
 
-    with show_progress() as progress:
+    with show_progress() as shown, stoppable(shown) as progress:
         report = quantize_model(flags["model"], flags["output"], **wanted, progress=progress)
     if as_json:
         print_json(report.to_json())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import llmq
+from llmq.checkpoint.faults import writing
 from llmq.checkpoint.journal import Scratch
 from llmq.checkpoint.manifest import MANIFEST, read_manifest
 from llmq.checkpoint.output_folder import refuse_same_folder
@@ -55,10 +56,11 @@ def identity_of(
 def earlier_choice(output: Path, identity: dict[str, Any], *, overwrite: bool, resume: bool) -> tuple[Assigned, ...]:
     """What a run with the same identity but for that assigned, finished or interrupted; empty without one."""
     found = []
-    if output.is_dir() and not overwrite:
-        found.append(read_manifest(output) or {})
-    if output.is_dir() and resume:
-        found.append((Scratch(output).read_plan() or {}).get("identity") or {})
+    with writing(output):
+        if output.is_dir() and not overwrite:
+            found.append(read_manifest(output) or {})
+        if output.is_dir() and resume:
+            found.append((Scratch(output).read_plan() or {}).get("identity") or {})
     for earlier in found:
         settings = earlier.get("settings")
         if not isinstance(settings, dict) or earlier.get("source") != identity["source"]:
@@ -71,23 +73,26 @@ def earlier_choice(output: Path, identity: dict[str, Any], *, overwrite: bool, r
 
 def check_folders(source: Source, output: Path) -> None:
     """Refuse an output that is the source, lies inside it or around it, or is a file."""
-    single_file = Path(source.label).is_file()
-    if not single_file or (output.exists() and output.samefile(source.folder)):
-        refuse_same_folder(source.folder, output)
-    if output.exists() and not output.is_dir():
-        raise UsageError("output is not a folder", file=output)
+    with writing(output):
+        single_file = Path(source.label).is_file()
+        if not single_file or (output.exists() and output.samefile(source.folder)):
+            refuse_same_folder(source.folder, output)
+        if output.exists() and not output.is_dir():
+            raise UsageError("output is not a folder", file=output)
 
 
 def already_complete(output: Path, identity: dict[str, Any]) -> bool:
     """Whether the output is finished and was made of this source by these settings, by whatever version."""
-    manifest = read_manifest(output) if output.is_dir() else None
+    with writing(output):
+        manifest = read_manifest(output) if output.is_dir() else None
     return manifest is not None and all(manifest.get(key) == identity[key] for key in ("settings", "source"))
 
 
 def check_disk(output: Path, plan: Plan) -> None:
     """Refuse a plan for whose files there is no room."""
-    nearest = next(p for p in (output.resolve(), *output.resolve().parents) if p.exists())
-    free = free_bytes(nearest) + _taken_bytes(output)
+    with writing(output):
+        nearest = next(p for p in (output.resolve(), *output.resolve().parents) if p.exists())
+        free = free_bytes(nearest) + _taken_bytes(output)
     if plan.output_bytes > free:
         raise ResourceError(
             "not enough disk", file=output, expected=f"{plan.output_bytes} bytes", found=f"{free} bytes free"

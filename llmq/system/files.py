@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_write",
     "free_bytes",
+    "is_present",
+    "make_folder",
     "preadv",
     "preallocate",
     "pwrite",
@@ -148,6 +150,27 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there; what was made is on the disk. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not is_present(path)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
+def is_present(path: str | Path) -> bool:
+    """Whether a path names anything, a link that leads nowhere too; a disk that fails to tell is an OSError."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # or a name with NUL
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return False
+        raise
+    return True
 
 
 def replace(source: Path, target: Path) -> None:

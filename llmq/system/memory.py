@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -151,7 +152,8 @@ class PeakMemory:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
-            self.sample()
+            with contextlib.suppress(MemoryError, RuntimeError):  # no memory to look with: whoever needs it will tell
+                self.sample()
 
 
 def _new_series() -> Series[tuple[float, int]]:

@@ -15,6 +15,7 @@ from llmq.checkpoint.index import SCRATCH
 from llmq.checkpoint.manifest import MANIFEST, parse_manifest
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
 from llmq.errors import InputError, LlmqError
+from llmq.system.files import is_present
 from llmq.verification.digests import digest_file, digest_shard
 from llmq.verification.result import Problem
 
@@ -69,7 +70,7 @@ class FileCheck:
 def read_manifest_of(folder: Path) -> FileCheck:
     """Read the manifest of a folder; whatever is wrong with it is the first problem."""
     found = FileCheck(folder, None)
-    if not os.path.lexists(folder / MANIFEST):
+    if not is_present(folder / MANIFEST):
         found.unfinished = (folder / SCRATCH).is_dir()
         if found.unfinished:
             found.problems.append(Problem("unfinished: run the same `llmq quantize` again", str(folder)))
