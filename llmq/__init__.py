@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmq.pipeline import quantize
     from llmq.runtime import load, matmul
     from llmq.spec import QuantizedTensor, QuantScheme, QuantSpec, Recipe
+    from llmq.verification import verify
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "matmul",
     "quantize",
     "quantize_tensor",
+    "verify",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "matmul": "llmq.runtime",
     "quantize": "llmq.pipeline",
     "quantize_tensor": "llmq.methods",
+    "verify": "llmq.verification",
 }
 
 

@@ -49,6 +49,13 @@ class LlmqError(Exception):
         Put behind `what` in parentheses.
     hint : str, optional
         The flag or command that mends it, printed on a line of its own.
+
+    Attributes
+    ----------
+    what : str
+        With `expected` and `found`, but not where; escaped for printing.
+    file, tensor, hint : str or None
+        As given.
     """
 
     exit_code = 1
@@ -66,7 +73,10 @@ class LlmqError(Exception):
         where = "".join(f"{printable(part)}: " for part in (file, tensor) if part is not None)
         pairs = [("expected", expected), ("found", found)]
         details = ", ".join(f"{word} {printable(value)}" for word, value in pairs if value is not None)
-        super().__init__(f"{where}{printable(what)}" + (f" ({details})" if details else ""))
+        self.what = printable(what) + (f" ({details})" if details else "")
+        super().__init__(where + self.what)
+        self.file = None if file is None else str(file)
+        self.tensor = tensor
         self.hint = hint
 
 

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 SECTIONS: Final = {
     "faults": "a fault at every call of the system",
-    "power": "power lost at every call of the system",
+    "power": "power lost after every step of a run",
     "kills": "SIGKILL at random times",
     "interrupts": "Ctrl-C, SIGTERM and SIGHUP at random times",
     "room": "disks and files that are too small",
     "memory": "too little memory",
     "writers": "several processes at one output",
+    "flips": "every bit of an output flipped",
     "identical": "the same bytes whatever the threads, layers and memory",
 }
 """Modules of the package `tortures`, with what each does."""

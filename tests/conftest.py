@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 # The first call of a kernel compiles it, which no deadline foresees.
 settings.register_profile("llmq", deadline=None, derandomize="CI" in os.environ)
@@ -127,3 +129,18 @@ def sample_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from llmq.sample import write_sample
 
     return write_sample(tmp_path_factory.mktemp("models") / "sample")
+
+
+@pytest.fixture(scope="session")
+def add_letters() -> Callable[[Path], Path]:
+    """Puts a tokenizer of letters into a checkpoint, and returns its folder."""
+
+    def add(folder: Path) -> Path:
+        letters = {character: number for number, character in enumerate("abcdefghijklmnopqrstuvwxyz ")}
+        tokenizer = Tokenizer(models.WordLevel(letters, unk_token=" "))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+        return folder
+
+    return add

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.faults import writing
-from llmq.checkpoint.manifest import MANIFEST, read_manifest
+from llmq.checkpoint.manifest import MANIFEST, read_manifest, source_headers
 from llmq.checkpoint.safe_open import allowed_roots, read_small
+from llmq.checkpoint.sealed import check_seal, seal
 from llmq.errors import InputError, UsageError
 from llmq.system.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CERTIFICATE", "add_comparison", "add_evaluation", "check_certifiable", "read_certificate"]
+__all__ = [
+    "CERTIFICATE",
+    "add_comparison",
+    "add_evaluation",
+    "check_certifiable",
+    "check_certificate",
+    "read_certificate",
+]
 
 CERTIFICATE: Final = "quality.json"
 SCHEMA: Final = 1
@@ -53,6 +61,12 @@ def read_certificate(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def check_certificate(folder: Path) -> None:
+    """Raise InputError unless the certificate of a folder is sound, and of the weights beside it."""
+    if _read(folder)["manifest_sha256"] != _digest(folder):
+        raise InputError("belongs to other weights than those beside it", file=folder / CERTIFICATE)
+
+
 def check_certifiable(model: str | Path, *, source: Mapping[str, Any] | None = None) -> Path:
     """Return the folder of a finished output whose certificate can be written.
 
@@ -78,7 +92,7 @@ def check_certifiable(model: str | Path, *, source: Mapping[str, Any] | None = N
         raise UsageError("not a finished output of llmq in a local folder", file=folder, hint=hint)
     if not os.access(folder, os.W_OK):
         raise UsageError("cannot be written to", file=folder, hint="leave --save out")
-    if source is not None and _headers(manifest.get("source")) != _headers(source):
+    if source is not None and source_headers(manifest.get("source")) != source_headers(source):
         raise UsageError("was not made from this source", file=folder, hint="leave --save out")
     if (folder / CERTIFICATE).exists():
         try:
@@ -143,7 +157,8 @@ def _current(folder: Path) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / CERTIFICATE
-    found = json_strict.loads(read_small(path, allowed_roots(folder)), path)
+    data = read_small(path, allowed_roots(folder))
+    found = json_strict.loads(data, path)
     sound = (
         isinstance(found, dict)
         and found.get("schema") == SCHEMA
@@ -152,7 +167,8 @@ def _read(folder: Path) -> dict[str, Any]:
     )
     if not sound:
         raise InputError("not a certificate that this version of llmq wrote", file=path)
-    return dict(found)
+    check_seal(data, path)
+    return {key: value for key, value in found.items() if key != "sha256"}
 
 
 def _are_objects(value: Any) -> bool:
@@ -160,17 +176,10 @@ def _are_objects(value: Any) -> bool:
 
 
 def _write(folder: Path, certificate: Mapping[str, Any]) -> None:
-    data = json_strict.dumps(json_strict.without_infinity(dict(certificate)))
+    data = seal(json_strict.without_infinity(dict(certificate)))
     with writing(folder / CERTIFICATE):
         atomic_write(folder / CERTIFICATE, data)
 
 
 def _digest(folder: Path) -> str:
     return hashlib.sha256(read_small(folder / MANIFEST, allowed_roots(folder))).hexdigest()
-
-
-def _headers(identity: Any) -> set[str]:
-    """Digests of the headers of a source's files, which copies share."""
-    files = identity.get("files") if isinstance(identity, dict) else None
-    entries = files.values() if isinstance(files, dict) else ()
-    return {str(entry.get("header")) for entry in entries if isinstance(entry, dict)}

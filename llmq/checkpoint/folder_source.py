@@ -82,6 +82,11 @@ class FolderSource:
         else:
             os.close(fd)
 
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        """Headers by file."""
+        return self._headers
+
     def identity(self) -> dict[str, Any]:
         """See `Source.identity`. A copy of the files has the same one only where their times were copied too."""
         files = {

@@ -3,8 +3,11 @@
 OUT/.llmq/lock             held while a run writes
 OUT/.llmq/plan.json        what the run makes of what (`identity`, the layout's digest, files it will replace)
 OUT/.llmq/journal.jsonl    {"tensor", "file", "sha256"}          written, not yet surely on the disk
+                           {"source", "xxh3_128"}                of a source tensor, read whole before its last byte
+                                                                 was written
                            {"sealed", "size", "sha256"}          a whole shard, on the disk
                            {"publishing": true}                  shards are being moved into OUT
+                           and "crc32" in each line, of the line without it
 OUT/.llmq/tmp/*.part       shards being written, and without .part sealed ones; *.new other files
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Journal", "Record", "Scratch", "read_record"]
 
+_CHECKSUM = "crc32"
+
 
 @dataclass
 class Record:
@@ -35,6 +41,8 @@ class Record:
     ----------
     tensors : dict
         SHA-256 by tensor name.
+    sources : dict
+        XXH3-128 of the source's tensors, by name.
     sealed : dict
         ``(size, sha256)`` by shard name.
     publishing : bool
@@ -42,6 +50,7 @@ class Record:
     """
 
     tensors: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     sealed: dict[str, tuple[int, str]] = field(default_factory=dict)
     publishing: bool = False
 
@@ -50,6 +59,8 @@ class Record:
         match line:
             case {"tensor": str(name), "sha256": str(digest)}:
                 self.tensors[name] = digest
+            case {"source": str(name), "xxh3_128": str(digest)}:
+                self.sources[name] = digest
             case {"sealed": str(name), "size": int(size), "sha256": str(digest)}:
                 self.sealed[name] = (size, digest)
             case {"publishing": True}:
@@ -119,20 +130,32 @@ def _replay(data: bytes) -> tuple[Record, int]:
     record = Record()
     end = 0
     for line in data.splitlines(keepends=True):
-        try:
-            sound = line.endswith(b"\n") and record.add(json.loads(line))
-        except ValueError:
-            sound = False
-        if not sound:
+        content = _content(line)
+        if content is None or not record.add(content):
             break
         end += len(line)
     return record, end
 
 
+def _line(content: dict[str, Any]) -> bytes:
+    checksum = zlib.crc32(json.dumps(content).encode("ascii"))
+    return json.dumps(content | {_CHECKSUM: checksum}).encode("ascii") + b"\n"
+
+
+def _content(line: bytes) -> dict[str, Any] | None:
+    """What `_line` was given; None where the line is not exactly what it made."""
+    try:
+        content = json.loads(line)
+        del content[_CHECKSUM]
+        return content if line == _line(content) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 class Journal:
     """An append-only file of JSON lines, for whoever holds the lock.
 
-    A line cut off by a crash, and all behind it, counts for nothing, and is cut off when the file is opened.
+    A line cut off by a crash or damaged, and all behind it, counts for nothing, and is cut off when the file is opened.
 
     Attributes
     ----------
@@ -151,7 +174,7 @@ class Journal:
 
     def append(self, **line: Any) -> None:
         """Add a line; it survives the process, and after `sync` the machine."""
-        data = json.dumps(line).encode("ascii") + b"\n"
+        data = _line(line)
         pwrite(self._fd, memoryview(data), self._end)
         self._end += len(data)
         assert self.record.add(line)

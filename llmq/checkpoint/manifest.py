@@ -10,9 +10,10 @@ from typing import Any, Final
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.companions import is_card
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
+from llmq.checkpoint.sealed import check_seal
 from llmq.errors import InputError, UnsupportedError
 
-__all__ = ["MANIFEST", "SCHEMA", "difference", "read_manifest"]
+__all__ = ["MANIFEST", "SCHEMA", "difference", "parse_manifest", "read_manifest", "source_headers"]
 
 MANIFEST: Final = "llmq.json"
 SCHEMA: Final = 1
@@ -39,30 +40,48 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not (folder / MANIFEST).exists():
         return None
     roots = allowed_roots(folder)
-    manifest = json_strict.loads(read_small(folder / MANIFEST, roots), MANIFEST)
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if type(schema) is not int:
-        raise InputError("not a manifest of llmq", file=folder / MANIFEST, hint=_AGAIN)
-    if schema != SCHEMA:
-        raise UnsupportedError(
-            "written by another version of llmq", file=folder / MANIFEST, expected=f"schema {SCHEMA}", found=schema
-        )
-    for name, entry in _files(manifest, folder).items():
+    manifest = parse_manifest(read_small(folder / MANIFEST, roots), folder / MANIFEST)
+    for name, entry in manifest["files"].items():
         if not is_card(name):
             _check_size(folder, name, entry["size"], roots)
+    return manifest
+
+
+def parse_manifest(data: bytes, file: Path) -> dict[str, Any]:
+    """Parse a manifest, its own checksum and all its entries sound; no file is looked at.
+
+    Raises
+    ------
+    InputError
+        Malformed or damaged; `file` is named.
+    UnsupportedError
+        Written by a newer version.
+    """
+    manifest = json_strict.loads(data, file)
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if type(schema) is not int:
+        raise InputError("not a manifest of llmq", file=file, hint=_AGAIN)
+    if schema != SCHEMA:
+        raise UnsupportedError(
+            "written by another version of llmq", file=file, expected=f"schema {SCHEMA}", found=schema
+        )
+    check_seal(data, file, hint=_AGAIN)
+    files, tensors = manifest.get("files"), manifest.get("tensors")
+    if not isinstance(files, dict) or not isinstance(tensors, dict):
+        raise InputError("lists no files or no tensors", file=file, hint=_AGAIN)
+    for name, entry in files.items():
+        plain = name == Path(name).name and name not in (".", "..") and not set(name) & set("/\\:\0")
+        if not plain or not _has_digest(entry) or type(entry.get("size")) is not int:
+            raise InputError("malformed entry", file=file, found=repr(name)[:80], hint=_AGAIN)
+    for name, entry in tensors.items():
+        if not _has_digest(entry) or entry.get("file") not in files:
+            raise InputError("malformed entry", file=file, tensor=name, hint=_AGAIN)
     return dict(manifest)
 
 
-def _files(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not isinstance(manifest.get("tensors"), dict):
-        raise InputError("lists no files or no tensors", file=folder / MANIFEST, hint=_AGAIN)
-    for name, entry in files.items():
-        plain = name == Path(name).name and name not in (".", "..") and not set(name) & set("/\\:\0")
-        sound = isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
-        if not plain or not sound or not _SHA256.fullmatch(entry["sha256"]):
-            raise InputError("malformed entry", file=folder / MANIFEST, found=repr(name)[:80], hint=_AGAIN)
-    return files
+def _has_digest(entry: Any) -> bool:
+    digest = entry.get("sha256") if isinstance(entry, dict) else None
+    return isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
 
 
 def _check_size(folder: Path, name: str, expected: int, roots: tuple[Path, ...]) -> None:
@@ -76,6 +95,13 @@ def _check_size(folder: Path, name: str, expected: int, roots: tuple[Path, ...])
             found=f"{signature.size} bytes",
             hint=_AGAIN,
         )
+
+
+def source_headers(identity: Any) -> set[str]:
+    """Digests of the headers of a source's files, by its identity: copies of a source share them."""
+    files = identity.get("files") if isinstance(identity, dict) else None
+    entries = files.values() if isinstance(files, dict) else ()
+    return {str(entry.get("header")) for entry in entries if isinstance(entry, dict)}
 
 
 def difference(expected: Any, found: Any, path: str = "") -> tuple[str, Any, Any] | None:

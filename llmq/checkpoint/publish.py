@@ -11,7 +11,8 @@ from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
 from llmq.checkpoint.manifest import MANIFEST
-from llmq.system.files import atomic_write, replace, sync_file, sync_folder
+from llmq.checkpoint.sealed import seal
+from llmq.system.files import atomic_write, replace, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,14 +56,15 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
         return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     digest = hashlib.sha256()
     size = 0
-    with temporary.open("wb") as target:
+
+    def copied() -> Iterator[bytes]:
+        nonlocal size
         for block in _blocks(content):
-            target.write(block)
             digest.update(block)
             size += len(block)
-        target.flush()
-        sync_file(target.fileno())
-    replace(temporary, path)
+            yield block
+
+    atomic_write(path, copied(), temporary=temporary)
     return {"size": size, "sha256": digest.hexdigest()}
 
 
@@ -82,5 +84,5 @@ def remove_stale(folder: Path, replaced: Mapping[str, int], kept: Mapping[str, F
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``llmq.json``: from here on the folder is a model."""
-    atomic_write(folder / MANIFEST, json_strict.dumps(dict(manifest)), temporary=Scratch(folder).temporary(MANIFEST))
+    """Write ``llmq.json``, with a checksum of its own: from here on the folder is a model."""
+    atomic_write(folder / MANIFEST, seal(manifest), temporary=Scratch(folder).temporary(MANIFEST))

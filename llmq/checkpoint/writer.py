@@ -163,6 +163,21 @@ class CheckpointWriter:
             if growing.is_complete:
                 self._seal(shard, journal)
 
+    def note_source(self, name: str, digest: str) -> None:
+        """Keep the XXH3-128 of a source tensor for the manifest, in hexadecimal.
+
+        Must come before the last bytes of what the tensor becomes, or a run that goes on would not know it.
+
+        Raises
+        ------
+        ResourceError
+            No room, or a failing disk.
+        """
+        journal = self._running()
+        with writing(self.folder):
+            if journal.record.sources.get(name) != digest:
+                journal.append(source=name, xxh3_128=digest)
+
     def commit(self, config: dict[str, Any] | None, copies: Mapping[str, Path | bytes]) -> None:
         """Publish: shards, index, ``config.json``, copied files, and the manifest last; then remove the scratch.
 
@@ -206,7 +221,8 @@ class CheckpointWriter:
             for tensor in shard.tensors
         }
         start = {"schema": SCHEMA, "llmq_version": llmq.__version__}
-        return start | self.identity | {"files": files, "tensors": tensors}
+        sources = {name: {"xxh3_128": digest} for name, digest in sorted(journal.record.sources.items())}
+        return start | self.identity | {"files": files, "tensors": tensors, "source_tensors": sources}
 
     def _recover(self, shard: ShardLayout, journal: Journal) -> list[str]:
         """Names of the tensors of a shard that are complete, by what an earlier run left of it."""

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "inspect": "Show what a checkpoint holds, from its headers.",
     "estimate": "Tell what quantizing would take and give, before any work.",
     "compare": "Measure the error of every quantized tensor.",
+    "verify": "Check every byte of a finished output, and what it was made from.",
     "export": "Write a checkpoint in another ecosystem's format: ONNX.",
     "generate": "Go on from a prompt.",
     "chat": "Talk to a model, turn by turn.",

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from xxhash import xxh3_128
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +47,12 @@ class ReadAhead:
         Bytes of the largest block.
     buffers : int
         How many there are: at least 2, or nothing is read ahead.
+
+    Attributes
+    ----------
+    digests : dict of str to str
+        XXH3-128 by tensor name, in hexadecimal, of tensors whose blocks follow each other from the first byte to the
+        last: there before the last block is yielded.
     """
 
     def __init__(self, source: Source, blocks: Iterable[Block], size: int, buffers: int) -> None:
@@ -56,6 +63,8 @@ class ReadAhead:
         self._free: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         for _ in range(buffers):
             self._free.put(np.empty(size + 2 * _LINE, np.uint8))
+        self.digests: dict[str, str] = {}
+        self._digest = xxh3_128()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="llmq-read", daemon=True)
 
@@ -93,11 +102,19 @@ class ReadAhead:
                     return
                 view = _place(buffer, block)
                 self._source.read_into(block.info, block.start, view.data)
+                self._take_digest(block, view)
                 self._ready.put((view, buffer))
         except BaseException as error:
             self._ready.put(error)
         else:
             self._ready.put(None)
+
+    def _take_digest(self, block: Block, view: np.ndarray) -> None:
+        if block.start == 0:
+            self._digest = xxh3_128()
+        self._digest.update(view.data)
+        if block.start + block.nbytes == block.info.nbytes:
+            self.digests[block.info.name] = self._digest.hexdigest()
 
 
 def _place(buffer: np.ndarray, block: Block) -> np.ndarray:

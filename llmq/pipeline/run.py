@@ -19,7 +19,7 @@ from llmq.plan.budget import BLOCKS_READ, BLOCKS_WRITTEN
 from llmq_kernels.nonfinite import count_nonfinite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from llmq.checkpoint.source import Source
     from llmq.checkpoint.writer import CheckpointWriter
@@ -35,6 +35,7 @@ __all__ = [
     "nonfinite_tensors",
     "refuse_nonfinite",
     "run_plan",
+    "whole_rows",
 ]
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -74,13 +75,21 @@ def run_plan(
     with _reading(tensors, source) as ahead, WriteBehind(writer, BLOCKS_WRITTEN) as behind:
         reads = iter(ahead)
         for tensor, missing in jobs:
-            blocks = islice(reads, len(_blocks(tensor)))
+            blocks = _noted(islice(reads, len(_blocks(tensor))), tensor.name, ahead, behind)
             if tensor.spec is None:
                 _copy(tensor, blocks, behind, progress, checked=nonfinite == "error")
             else:
                 quantize = _Step(tensor, plan.recipe.method, watch)
                 _quantize(quantize, blocks, Sink(tensor, missing, behind), progress)
     source.check_unchanged()
+
+
+def _noted(blocks: Iterable[_Read], name: str, ahead: ReadAhead, behind: WriteBehind) -> Iterator[_Read]:
+    """Pass a tensor's blocks on, and its checksum to the writer before the last of them."""
+    for block in blocks:
+        if name in ahead.digests:
+            behind.note_source(name, ahead.digests.pop(name))
+        yield block
 
 
 def _place(tensor: TensorPlan) -> tuple[str, int]:
@@ -136,12 +145,12 @@ def _count_nonfinite(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
     dtype = tensor.info.dtype
     if dtype not in _FLOATS:
         return np.zeros(2, np.int64)
-    values = _rows(raw, tensor) if tensor.spec else raw.view(NUMPY_DTYPES[dtype])
+    values = whole_rows(raw, tensor) if tensor.spec else raw.view(NUMPY_DTYPES[dtype])
     return np.array(count_nonfinite(values), np.int64)
 
 
-def _rows(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
-    """Whole rows as the methods take them: float16, bfloat16 or float32 (rows, in_features)."""
+def whole_rows(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
+    """View the bytes of whole rows as methods take them: float16, bfloat16 or float32 (rows, in_features)."""
     info = tensor.info
     if info.dtype == "F64":
         return to_float32(raw, info.dtype, np.empty((raw.size // 8 // info.shape[1], info.shape[1]), np.float32))
@@ -219,7 +228,7 @@ def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progre
         quantized = None
         try:
             if not found.any():
-                quantized = step(_rows(raw, tensor))
+                quantized = step(whole_rows(raw, tensor))
         except FloatingPointError:
             pass
         if quantized is None:

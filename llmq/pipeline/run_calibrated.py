@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+from xxhash import xxh3_128
 
 from llmq.architectures import decoder_config
+from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.checkpoint.journal import Scratch
 from llmq.checkpoint.loaded import LoadedCheckpoint
 from llmq.errors import InputError
@@ -193,7 +195,7 @@ class _CalibratedRun:
                 "block %d: %s leaves more error than %s on text kept apart (%.3g, %.3g), which is kept",
                 layer, self._plan.recipe.method, _DATA_FREE, error, free_error,
             )  # fmt: skip
-        self._write(tensors, chosen)
+        self._write(block, tensors, chosen)
         final = for_many(block, chosen)
         for start, x in states.parts(range(count), runner.windows):
             states.write(start, runner.run(final, x))
@@ -250,11 +252,19 @@ class _CalibratedRun:
                 progress.advance(tensor.info.nbytes)
         return found
 
-    def _write(self, tensors: Sequence[TensorPlan], weights: dict[str, QuantizedTensor]) -> None:
+    def _write(self, block: Block, tensors: Sequence[TensorPlan], weights: dict[str, QuantizedTensor]) -> None:
         for tensor in tensors:
+            self._writer.note_source(tensor.name, self._checksum(block, tensor))
             sink = Sink(tensor, missing_outputs(tensor, self._writer), self._writer)
             sink.write(weights[_projection(tensor)])
             sink.finish()
+
+    def _checksum(self, block: Block, tensor: TensorPlan) -> str:
+        """XXH3-128 of a weight as it stands in the source."""
+        weight = _weight(block, tensor)
+        if weight.dtype != NUMPY_DTYPES[tensor.info.dtype]:  # widened or narrowed for the kernels
+            weight = self._loaded.tensor(tensor.name)
+        return xxh3_128(weight.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _weight(block: Block, tensor: TensorPlan) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class WriteBehind:
 
     def __init__(self, writer: CheckpointWriter, pieces: int) -> None:
         self._writer = writer
-        self._queue: queue.Queue[tuple[str, np.ndarray, Callable[[], None] | None] | None] = queue.Queue(pieces)
+        self._queue: queue.Queue[tuple[Callable[[], None], Callable[[], None] | None] | None] = queue.Queue(pieces)
         self._error: BaseException | None = None
         self._dropping = False
         self._thread = threading.Thread(target=self._run, name="llmq-write", daemon=True)
@@ -47,7 +48,18 @@ class WriteBehind:
             What the writer raised for an earlier piece.
         """
         self._raise()
-        self._queue.put((name, data, done))
+        self._queue.put((partial(self._writer.write, name, data), done))
+
+    def note_source(self, name: str, digest: str) -> None:
+        """See `CheckpointWriter.note_source`; what is written afterwards stands behind it.
+
+        Raises
+        ------
+        LlmqError
+            What the writer raised for an earlier piece.
+        """
+        self._raise()
+        self._queue.put((partial(self._writer.note_source, name, digest), None))
 
     def __enter__(self) -> WriteBehind:
         self._thread.start()
@@ -73,10 +85,10 @@ class WriteBehind:
 
     def _run(self) -> None:
         while (piece := self._queue.get()) is not None:
-            name, data, done = piece
+            write, done = piece
             try:
                 if self._error is None and not self._dropping:
-                    self._writer.write(name, data)
+                    write()
             except BaseException as error:
                 self._error = error
             if done is not None:

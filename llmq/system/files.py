@@ -9,7 +9,10 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "atomic_write",
@@ -180,15 +183,15 @@ def replace(source: Path, target: Path) -> None:
         sync_folder(source.parent)
 
 
-def atomic_write(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
+def atomic_write(path: Path, data: bytes | Iterable[bytes], *, temporary: Path | None = None) -> None:
     """Write a file so that it is absent or whole, whatever happens meanwhile, with permissions as the umask says.
 
     Parameters
     ----------
     path : Path
         The file; replaced if it exists.
-    data : bytes
-        All of it.
+    data : bytes or iterable of bytes
+        All of it, or piece by piece.
     temporary : Path or None
         Written first and renamed, on the same disk; a kill may leave it behind. None takes a name beside `path`, and
         removes what kills left of such ones ten minutes ago or longer.
@@ -204,7 +207,10 @@ def atomic_write(path: Path, data: bytes, *, temporary: Path | None = None) -> N
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _CLOEXEC | _NOFOLLOW, 0o666)
     try:
         try:
-            pwrite(fd, memoryview(data), 0)
+            place = 0
+            for piece in (data,) if isinstance(data, bytes) else data:
+                pwrite(fd, memoryview(piece), place)
+                place += len(piece)
             sync_file(fd)
         finally:
             os.close(fd)

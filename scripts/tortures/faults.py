@@ -73,7 +73,7 @@ KINDS: Final = (
     Kind("killed after", Fault(action=Action.KILL_AFTER), (-signal.SIGKILL,)),
     Kind("killed in a torn write", Fault(action=Action.TORN, classes=Calls.WRITE), (-signal.SIGKILL,)),
     Kind("Ctrl-C", Fault(action=Action.SIGNAL, error=signal.SIGINT), (0, 75, 130)),
-    Kind("SIGTERM", Fault(action=Action.SIGNAL, error=signal.SIGTERM), (0, 75, 130)),
+    Kind("SIGTERM", Fault(action=Action.SIGNAL, error=signal.SIGTERM), (0, 75, 130, -signal.SIGTERM)),
 )
 """Every kind of fault."""
 

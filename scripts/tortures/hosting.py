@@ -106,7 +106,11 @@ class Host:
     def __enter__(self) -> Host:
         command = [sys.executable, str(_PROGRAM)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(self._library), text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(self._library, NUMBA_NUM_THREADS=1, OMP_NUM_THREADS=1),  # a fork has no other threads
+            text=True,
         )
         return self
 

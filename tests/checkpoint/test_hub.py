@@ -75,6 +75,34 @@ def test_repositories(tmp_path, hub):
     assert "local folder" in offline[1]["hint"]
 
 
+RUN = """
+import json, sys
+import llmq
+found = llmq.verify("org/name")
+shape = llmq.load("org/name")([1, 2]).shape
+print(json.dumps({"tokens": shape, "ok": found.ok, "problems": list(map(str, found.problems))}))
+"""
+
+
+def test_an_output_that_was_published_is_whole_and_runs(tmp_path, hub, write_pico):
+    import llmq
+
+    out = llmq.quantize(write_pico(tmp_path / "in"), tmp_path / "out").output
+    Hub.files = {path.name: path.read_bytes() for path in out.iterdir()}
+    Hub.files |= {".gitattributes": b"*.safetensors filter=lfs\n"}
+    command = [sys.executable, "-c", RUN]
+    found = []
+    for home in ("one", "two"):
+        (tmp_path / home).mkdir()
+        changed = os.environ | settings(hub, tmp_path / home)
+        done = subprocess.run(command, env=changed, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+        Hub.files |= {"recipe.json": Hub.files["recipe.json"].replace(b"mse", b"rtn")}
+    assert found[0] == {"tokens": [2, 96], "ok": True, "problems": []}
+    assert [problem.partition(" (")[0] for problem in found[1]["problems"]] == ["recipe.json: not as it was written"]
+
+
 @pytest.mark.parametrize("more", [{}, {"config.json": b"{}"}])
 def test_a_repository_of_pickles(tmp_path, hub, monkeypatch, more):
     monkeypatch.setattr(Hub, "pickles", {"pytorch_model.bin": b"\x80\x02", "onnx/model.safetensors": b""} | more)

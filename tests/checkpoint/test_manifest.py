@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llmq.checkpoint.manifest import read_manifest
+from llmq.checkpoint.sealed import seal
 from llmq.errors import InputError, UnsupportedError
 
 
@@ -13,7 +14,7 @@ def test_checks_of_the_manifest(example, tmp_path, copies):
     assert read_manifest(tmp_path) is None
     example.run(out, copies)
     original = (out / "llmq.json").read_text()
-    good = json.loads(original)
+    good = {key: value for key, value in json.loads(original).items() if key != "sha256"}
     for change in (
         [], {"schema": True}, {"schema": 1, "files": [], "tensors": {}},
         good | {"files": {"../x": {"size": 1, "sha256": "0" * 64}}},
@@ -21,11 +22,13 @@ def test_checks_of_the_manifest(example, tmp_path, copies):
         good | {"files": {"config.json": {"size": 1, "sha256": "0"}}},
         good | {"files": {"config.json": {"size": 1, "sha256": "0" * 64}}},
         good | {"files": {"absent": {"size": 1, "sha256": "0" * 64}}},
+        good | {"tensors": {"a": {"file": "absent", "sha256": "0" * 64}}},
+        good | {"tensors": {"a": {"file": "config.json"}}},
     ):  # fmt: skip
-        (out / "llmq.json").write_text(json.dumps(change))
+        (out / "llmq.json").write_bytes(seal(change) if isinstance(change, dict) else b"[]")
         with pytest.raises(InputError):
             read_manifest(out)
-    (out / "llmq.json").write_text(json.dumps(good | {"schema": 2}))
+    (out / "llmq.json").write_bytes(seal(good | {"schema": 2}))
     with pytest.raises(UnsupportedError, match="another version"):
         read_manifest(out)
     (out / "llmq.json").write_text(original)

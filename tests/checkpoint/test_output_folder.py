@@ -106,9 +106,12 @@ def journal_of_a_finished_output(example, out, copies):
     """A finished output whose scratch was not removed, and its journal, a cut line at the end."""
     example.run(out, copies)
     (out / ".llmq").mkdir()
-    journal = out / ".llmq/journal.jsonl"
-    journal.write_bytes(b'{"publishing": true}\n{"tensor": "a", "sha')
-    return journal
+    path = out / ".llmq/journal.jsonl"
+    journal = Journal(path)
+    journal.append(publishing=True)
+    journal.close()
+    path.write_bytes(path.read_bytes() + b'{"tensor": "a", "sha')
+    return path
 
 
 def test_clearing_writes_nothing_before_the_lock_is_its_own(example, tmp_path, copies):
@@ -145,7 +148,11 @@ def test_reading_a_journal_changes_nothing(tmp_path):
     path = tmp_path / "journal.jsonl"
     assert read_record(path) == Record()
     assert not path.exists()
-    content = b'{"tensor": "a", "file": "f", "sha256": "0"}\n{"publishing": true}'
+    journal = Journal(path)
+    journal.append(tensor="a", file="f", sha256="0")
+    journal.append(publishing=True)
+    journal.close()
+    content = path.read_bytes()[:-1]
     path.write_bytes(content)
     path.chmod(0o400)
     assert read_record(path) == Record(tensors={"a": "0"})
@@ -155,6 +162,27 @@ def test_reading_a_journal_changes_nothing(tmp_path):
     journal.close()
     assert journal.record == Record(tensors={"a": "0"})
     assert path.read_bytes() == content.splitlines(keepends=True)[0]
+
+
+def test_no_flipped_bit_in_a_journal_is_believed(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append(tensor="a", file="f", sha256="0" * 64)
+    journal.append(source="a", xxh3_128="0" * 32)
+    journal.append(sealed="f", size=17, sha256="1" * 64)
+    journal.close()
+    content = path.read_bytes()
+    whole = read_record(path)
+    assert (whole.sources, whole.sealed) == ({"a": "0" * 32}, {"f": (17, "1" * 64)})
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            found = read_record(path)
+            for part in ("tensors", "sources", "sealed"):
+                assert getattr(found, part).items() <= getattr(whole, part).items()
+            assert not found.sealed
 
 
 def test_output_and_source_must_be_apart(tmp_path):

@@ -52,6 +52,19 @@ def test_manifest(example, tmp_path, copies):
         assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def test_checksums_of_the_source_outlive_an_interruption(example, tmp_path, copies):
+    for out in (tmp_path / "whole", tmp_path / "stopped"):
+        with CheckpointWriter(out, example.shards, identity=example.identity) as writer:
+            writer.note_source("b", "1" * 32)
+            writer.note_source("a", "0" * 32)
+            if out.name == "stopped":
+                writer.write(*next(example.pieces()))
+        example.run(out, copies)
+        found = read_manifest(out)["source_tensors"]
+        assert list(found.items()) == [("a", {"xxh3_128": "0" * 32}), ("b", {"xxh3_128": "1" * 32})]
+    assert example.snapshot(tmp_path / "whole") == example.snapshot(tmp_path / "stopped")
+
+
 def test_one_shard_and_none_at_all(tmp_path):
     for number, planned in enumerate(([OutputTensor("x", "U8", (3,))], [OutputTensor("x", "U8", (0,))], [])):
         out = tmp_path / str(number)

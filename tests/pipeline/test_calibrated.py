@@ -36,7 +36,10 @@ def text(tmp_path_factory):
 
 
 def weights_of(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+    found = {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+    manifest = json.loads((folder / "llmq.json").read_text())
+    assert len(manifest["source_tensors"]) == 3 * 9 + 3
+    return found | {"source": manifest["source_tensors"]}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
+from xxhash import xxh3_128
 
 import llmq
 from llmq.checkpoint.manifest import read_manifest
@@ -152,6 +153,17 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(tmp_path, pico, monke
         assert seen.done == seen.total <= sum(read)
         assert sum(read) < total if part > 1 else sum(read) <= total
         assert digests(out) == digests(tmp_path / "whole")
+        assert read_manifest(out) == read_manifest(tmp_path / "whole")
+
+
+def test_the_manifest_has_a_checksum_of_every_source_tensor(tmp_path, pico):
+    llmq.quantize(pico, tmp_path / "out")
+    found = {}
+    for path in pico.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118
+                found[name] = {"xxh3_128": xxh3_128(file.get_tensor(name).tobytes()).hexdigest()}
+    assert read_manifest(tmp_path / "out")["source_tensors"] == found
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from xxhash import xxh3_128
 
 from llmq.errors import InputError, ResourceError
 from llmq.pipeline.read_ahead import Block, ReadAhead
@@ -26,7 +27,7 @@ class Source:
 
 
 def blocks(size=30, offset=72):
-    info = SimpleNamespace(offset=offset)
+    info = SimpleNamespace(name="a", offset=offset, nbytes=1000)
     return [Block(info, start, min(size, 1000 - start)) for start in range(0, 1000, size)]
 
 
@@ -41,8 +42,10 @@ def test_blocks_come_in_order_and_stand_as_in_the_file(offset):
         for view, release in ahead:
             assert (view.ctypes.data - (offset + sum(map(len, read))) // 8 * 8) % 64 == 0
             read.append(view.tobytes())
+            assert "a" in ahead.digests or sum(map(len, read)) < 1000
             release()
     assert b"".join(read) == DATA.tobytes()
+    assert ahead.digests == {"a": xxh3_128(DATA.tobytes()).hexdigest()}
     assert not our_threads()
 
 

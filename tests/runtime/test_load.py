@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llmq.checkpoint.sealed import seal
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.formats import compressed_tensors
 from llmq.methods import quantize_tensor
@@ -218,7 +219,7 @@ def test_unfinished_and_damaged_outputs(folder):
         load(folder)
     (folder / ".llmq").rmdir()
     files = {"model.safetensors": {"size": 1, "sha256": "0" * 64}}
-    (folder / "llmq.json").write_text(json.dumps({"schema": 1, "files": files, "tensors": {}}))
+    (folder / "llmq.json").write_bytes(seal({"schema": 1, "files": files, "tensors": {}}))
     with pytest.raises(InputError, match="not as llmq wrote it"):
         load(folder)
 

@@ -1,12 +1,8 @@
 """The sections of `make torture`, a sample of each, and what they share."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
+from tortures.faults import scenes
 from tortures.hosting import Host
 from tortures.shim import NoShimError, build
 from tortures.subject import make_subject
@@ -32,3 +28,9 @@ def host(shim, tmp_path_factory):
     """A process that forks a child for every run."""
     with Host(tmp_path_factory.mktemp("host")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def stage(host, subject, tmp_path_factory):
+    """A new output, one that is resumed, and one that replaces another."""
+    return scenes(host, subject, tmp_path_factory.mktemp("scenes"))

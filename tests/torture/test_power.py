@@ -1,69 +1,102 @@
-"""What a power failure leaves, by a log of calls."""
+"""The disk that loses power, and a sample of what `make torture` does with it."""
 
 import os
 import random
 
 import pytest
 
-from tortures.power import Disk
+from llmq.system import files
+from llmq.system.files import atomic_write, preallocate, pwrite
+from tortures import power
+from tortures.disk import LOSSES, Disk, Loss, recorded
 
-CREATED = os.O_CREAT | os.O_RDWR
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk that saw some calls; `(name, path, second, place, result)` each."""
-
-    def make(*calls):
-        log = tmp_path / "log"
-        lines = [f"1\t{name}\t{tmp_path / path}\t{tmp_path / second if second else ''}\t{place}\t{result}\n"
-                 for name, path, second, place, result in calls]  # fmt: skip
-        log.write_text("".join(lines))
-        found = Disk()
-        found.replay(log)
-        return found
-
-    return make
+    """A disk with a file, and a folder to write images to."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/old").write_bytes(b"old")
+    return Disk(tmp_path / "root"), tmp_path / "root", tmp_path / "image"
 
 
-WRITTEN = (("open", "f", "", CREATED, 3), ("write", "f", "", 0, 4))
-SYNCED = (*WRITTEN, ("fsync", "f", "", 0, 0), ("fsync", ".", "", 0, 0))
+def test_what_is_recorded_is_what_was_done(disk):
+    model, root, image = disk
+    with recorded(root) as steps:
+        (root / "sub").mkdir()
+        fd = os.open(root / "sub/a", os.O_RDWR | os.O_CREAT)
+        preallocate(fd, 2000)
+        pwrite(fd, memoryview(b"x" * 1000), 500)
+        os.ftruncate(fd, 1200)
+        os.write(fd, b"12")
+        os.write(fd, b"3")
+        os.close(fd)
+        atomic_write(root / "old", b"new")
+        (root / "sub/a").unlink()
+        atomic_write(root / "sub/b", iter([b"b", b"c"]))
+        os.close(os.open(root / "sub/b", os.O_RDONLY))
+    for step in steps:
+        model.apply(step)
+    model.write(image)
+    assert content(image) == content(root) == {"old": b"new", "sub/b": b"bc"}
+    assert [step.what for step in steps][:6] == ["made", "opened", "resized", "wrote", "resized", "wrote"]
 
 
-def test_what_is_synced_stays(disk, tmp_path):
-    for seed in range(20):
-        (tmp_path / "f").write_bytes(b"data")
-        assert disk(*SYNCED).lose(random.Random(seed)) == 0
-        assert (tmp_path / "f").read_bytes() == b"data"
-
-
-def test_what_is_not_synced_can_be_lost_in_every_way(disk, tmp_path):
+def test_what_is_lost(disk):
+    model, root, image = disk
+    with recorded(root) as steps:
+        fd = os.open(root / "a", os.O_RDWR | os.O_CREAT)
+        os.pwrite(fd, b"safe", 0)
+        os.fsync(fd)
+        os.pwrite(fd, b"LOST", 2)
+        (root / "old").replace(root / "older")
+        os.close(fd)
+    for step in steps:
+        model.apply(step)
+    expected = {
+        "all that is not synced": {"old": b"old"},
+        "bytes, but no names": {"a": b"safe", "older": b"old"},
+        "bytes, with zeros in their place": {"a": b"safe\0\0", "older": b"old"},
+        "names, but no bytes": {"old": b"old"},
+    }
+    image.mkdir()
+    for name, wanted in expected.items():
+        model.write(image / name, LOSSES[name])
+        assert content(image / name) == wanted
     seen = set()
-    for seed in range(60):
-        (tmp_path / "f").write_bytes(b"data")
-        assert disk(*WRITTEN).lose(random.Random(seed)) > 0
-        seen.add((tmp_path / "f").read_bytes() if (tmp_path / "f").exists() else None)
-    assert seen == {b"data", b"\0\0\0\0", b"", None}
+    for seed in range(40):
+        model.write(image / str(seed), Loss("some", "some"), random.Random(seed))
+        seen.add(tuple(sorted(content(image / str(seed)))))
+    assert seen == {("old",), ("a", "older")}
 
 
-def test_only_what_was_written_since_is_lost(disk, tmp_path):
-    (tmp_path / "f").write_bytes(b"datamore")
-    for seed in range(20):
-        disk(*SYNCED, ("pwrite", "f", "", 4, 4)).lose(random.Random(seed))
-        assert (tmp_path / "f").read_bytes()[:4] == b"data"
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return list(power.scenes(tmp_path_factory.mktemp("power")))
 
 
-def test_a_rename_can_be_undone_until_its_folder_is_synced(disk, tmp_path):
-    seen = set()
-    for seed in range(20):
-        (tmp_path / "f").unlink(missing_ok=True)
-        (tmp_path / "g").write_bytes(b"data")
-        disk(*SYNCED, ("rename", "f", "g", 0, 0)).lose(random.Random(seed))
-        seen.add((tmp_path / "g").exists())
-    assert seen == {True, False}
-    (tmp_path / "g").write_bytes(b"data")
-    assert disk(*SYNCED, ("rename", "f", "g", 0, 0), ("fsync", ".", "", 0, 0)).lose(random.Random(1)) == 0
+def losses(scene, root, every):
+    """What is said of losses after one of `every` steps."""
+    disk, chance = Disk(scene.before), random.Random(1)
+    for number, step in enumerate(scene.steps):
+        disk.apply(step)
+        if number % every == 0:
+            for loss in LOSSES.values():
+                yield power.try_loss(scene, disk, root, loss, chance)
 
 
-def test_calls_that_failed_did_nothing(disk, tmp_path):
-    assert disk(*SYNCED, ("pwrite", "f", "", 4, -1), ("rename", "f", "g", 0, -1)).lose(random.Random(1)) == 0
+@pytest.mark.parametrize("number", [0, 1])
+def test_runs_go_on_after_a_loss(scenes, tmp_path, number):
+    said = list(losses(scenes[number], tmp_path / "image", 9))
+    assert len(said) > 80
+    assert not any(said)
+
+
+def test_a_forgotten_sync_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "sync_file", lambda fd: None)
+    monkeypatch.setattr("llmq.checkpoint.shard_file.sync_file", lambda fd: None)
+    scene = next(power.scenes(tmp_path))
+    assert "something else than an output has a manifest" in set(losses(scene, tmp_path / "image", 1))

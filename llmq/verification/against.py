@@ -1,0 +1,233 @@
+"""Whether an output is what its recipe makes of a source: blocks of it are quantized again and compared."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from llmq.checkpoint.manifest import source_headers
+from llmq.errors import UnsupportedError
+from llmq.evaluate.inventory import inventory
+from llmq.evaluate.rows import read_quantized
+from llmq.formats.compressed_tensors import encode
+from llmq.formats.dense import to_float32
+from llmq.methods import METHODS
+from llmq.pipeline.run import whole_rows
+from llmq.plan import build_plan
+from llmq.plan.recipe_files import read_recipe
+from llmq.verification.result import Agreement, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmq.checkpoint.source import FolderSource, Source
+    from llmq.evaluate.inventory import Entry
+    from llmq.plan import Plan, TensorPlan
+    from llmq.spec import QuantizedTensor
+    from llmq.system.progress import Progress
+
+__all__ = ["compare_with_source"]
+
+_ROWS: Final = 64
+"""Rows of a sampled block; zero points are packed across 32."""
+
+_ELEMENTS: Final = 1 << 20
+"""Of a block where all are compared."""
+
+_BYTES: Final = 1 << 16
+"""Of a sampled block of a tensor that is kept."""
+
+_FREE: Final = "mse"
+"""What calibrated runs give weights outside the blocks, and blocks that calibration made no better."""
+
+_NEAR: Final = 4.0
+"""Squared error that calibrated weights may have, over that of rounding to nearest on the same grid."""
+
+
+def compare_with_source(
+    output: FolderSource, source: Source, manifest: Mapping[str, Any], progress: Progress, *, full: bool
+) -> tuple[Agreement | None, list[Problem]]:
+    """Quantize a sample of blocks of every tensor again, or all of them, and compare their bytes.
+
+    Of each weight the first, the last and one other block of rows are taken. What a calibrated method made of a block
+    depends on the text and on all blocks before it: such weights are compared with what they came from instead.
+
+    Parameters
+    ----------
+    output : FolderSource
+        Sound by itself.
+    source : Source
+        As `llmq quantize` would read it.
+    manifest : mapping
+        Of the output.
+    progress : Progress
+        Told of bytes of the source.
+    full : bool
+        Whether all blocks are compared.
+
+    Returns
+    -------
+    agreement : Agreement or None
+        None where the source is another one.
+    problems : list of Problem
+
+    Raises
+    ------
+    LlmqError
+        The source cannot be read.
+    UnsupportedError
+        Weights that were given, by training for example: nothing makes them again.
+    """
+    other = source_headers(manifest.get("source")) ^ source_headers(source.identity())
+    if other:
+        return None, [Problem("made from another source: headers of weight files differ", source.label)]
+    settings = manifest["settings"] if isinstance(manifest.get("settings"), dict) else {}
+    if settings.get("method") not in METHODS:
+        hint = "leave --against out"
+        raise UnsupportedError("nothing makes these weights again: they were trained", file=output.label, hint=hint)
+    plan = _plan(output, source, settings)
+    found = _Comparison(output, source, plan.recipe.method)
+    if not found.same_layout(plan):
+        return None, found.problems
+    progress.start("comparing with the source", sum(_to_read(tensor, full=full) for tensor in plan.tensors))
+    for tensor in plan.tensors:
+        found.tensor(tensor, full=full, progress=progress)
+    progress.finish()
+    source.check_unchanged()
+    share = found.nbytes / max(1, plan.source_bytes)
+    agreement = Agreement(source.label, len(plan.tensors), found.blocks, found.exact, found.near, share)
+    return agreement, found.problems
+
+
+def _plan(output: FolderSource, source: Source, settings: Mapping[str, Any]) -> Plan:
+    size = settings.get("max_shard_size")
+    recipe = read_recipe(Path(output.folder))
+    return build_plan(source, recipe, max_shard_size=size) if type(size) is int else build_plan(source, recipe)
+
+
+def _blocks(tensor: TensorPlan, *, full: bool) -> list[tuple[int, int]]:
+    """Rows, or bytes of a tensor that is kept, of the blocks to compare: first and last (exclusive) of each."""
+    if tensor.spec is None:
+        total, step = tensor.info.nbytes, _BYTES * (64 if full else 1)
+    else:
+        rows, columns = tensor.info.shape
+        total, step = rows, max(_ROWS, _ELEMENTS // columns // 32 * 32) if full else _ROWS
+    starts = list(range(0, total, step))
+    if not full and len(starts) > 3:
+        # Always the same one, so that two verifications see the same.
+        middle = 1 + int.from_bytes(hashlib.sha256(tensor.name.encode()).digest()[:8]) % (len(starts) - 2)
+        starts = [0, starts[middle], starts[-1]]
+    return [(start, min(total, start + step)) for start in starts]
+
+
+def _row_bytes(tensor: TensorPlan) -> int:
+    return 1 if tensor.spec is None else tensor.info.nbytes // tensor.info.shape[0]
+
+
+def _to_read(tensor: TensorPlan, *, full: bool) -> int:
+    return _row_bytes(tensor) * sum(stop - start for start, stop in _blocks(tensor, full=full))
+
+
+@dataclass
+class _Comparison:
+    """Blocks compared so far."""
+
+    output: FolderSource
+    source: Source
+    method: str
+    problems: list[Problem] = field(default_factory=list)
+    blocks: int = 0
+    exact: int = 0
+    near: int = 0
+    nbytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._entries = {entry.name: entry for entry in inventory(self.output).entries}
+
+    def same_layout(self, plan: Plan) -> bool:
+        """Whether the output's files are laid out as the plan says."""
+        expected = {shard.file: hashlib.sha256(shard.header[8:]).hexdigest() for shard in plan.shards}
+        found = {name: header.digest for name, header in self.output.headers.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                what = "its tensors are not those that the recipe makes of the source"
+                self.problems.append(Problem(what, name))
+        return not self.problems
+
+    def tensor(self, tensor: TensorPlan, *, full: bool, progress: Progress) -> None:
+        """Compare blocks of one tensor; the first that differs is a problem, and ends it."""
+        for start, stop in _blocks(tensor, full=full):
+            width = _row_bytes(tensor)
+            raw = _read(self.source, tensor.name, start * width, stop * width)
+            self.blocks += 1
+            self.nbytes += raw.size
+            what = (self._kept if tensor.spec is None else self._packed)(tensor, raw, start, stop)
+            progress.advance(raw.size)
+            if what is not None:
+                unit = "bytes" if tensor.spec is None else "rows"
+                file = self.output.tensors[tensor.outputs[0].name].file
+                self.problems.append(Problem(f"{what}: {unit} {start} to {stop}", file, tensor.name))
+                return
+
+    def _kept(self, tensor: TensorPlan, raw: np.ndarray, start: int, stop: int) -> str | None:
+        if np.array_equal(raw, _read(self.output, tensor.name, start, stop)):
+            self.exact += 1
+            return None
+        return "not the bytes of the source"
+
+    def _packed(self, tensor: TensorPlan, raw: np.ndarray, start: int, stop: int) -> str | None:
+        rows, entry = whole_rows(raw, tensor), self._entries[tensor.name]
+        stored = self._stored(entry, start, stop)
+        calibrated = METHODS[self.method].needs != "nothing"
+        if self._same(tensor, rows, stored, _FREE if calibrated else self.method):
+            self.exact += 1
+            return None
+        if calibrated and self._is_near(tensor, raw, read_quantized(self.output, entry, start, stop)):
+            self.near += 1
+            return None
+        return "further from the source than calibration explains" if calibrated else "not what its method gives"
+
+    def _stored(self, entry: Entry, start: int, stop: int) -> dict[str, bytes]:
+        """Bytes of rows of a packed weight's tensors, by suffix."""
+        found = {}
+        for suffix, info in entry.parts.items():
+            if suffix in ("weight_packed", "weight_scale"):
+                first, last = start, stop
+            elif suffix == "weight_zero_point":
+                first, last = start * entry.bits // 32, -(-stop * entry.bits // 32)
+            else:
+                continue
+            width = info.nbytes // info.shape[0]
+            found[suffix] = _read(self.output, info.name, first * width, last * width).tobytes()
+        return found
+
+    def _same(self, tensor: TensorPlan, rows: np.ndarray, stored: Mapping[str, bytes], method: str) -> bool:
+        assert tensor.spec is not None
+        try:
+            again = encode(METHODS[method].quantize(rows, tensor.spec))
+        except FloatingPointError:
+            return False
+        return {suffix: np.ascontiguousarray(array).tobytes() for suffix, array in again.items()} == stored
+
+    def _is_near(self, tensor: TensorPlan, raw: np.ndarray, stored: QuantizedTensor) -> bool:
+        assert tensor.spec is not None
+        shape = stored.shape
+        wanted = to_float32(raw, tensor.info.dtype, np.empty(shape, np.float32))
+        error = partial(_squared_error, wanted)
+        rounded = METHODS["rtn"].quantize(whole_rows(raw, tensor), tensor.spec).dequantize()
+        return error(stored.dequantize()) <= _NEAR * error(rounded)
+
+
+def _squared_error(wanted: np.ndarray, found: np.ndarray) -> float:
+    return float(np.square(wanted - found, dtype=np.float64).sum())
+
+
+def _read(source: Source, name: str, start: int, stop: int) -> np.ndarray:
+    raw = np.empty(stop - start, np.uint8)
+    source.read_into(source.tensors[name], start, raw.data)
+    return raw
