@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from llmq_kernels.jit import jit
+from llmq_kernels.jit import fork_waits_for, jit
 from llmq_kernels.memory import call_worker
 from llmq_kernels.simd import I64, Emitter, intrinsic, target
 
@@ -181,11 +182,9 @@ class _Crew:
         try:
             if not _open(self.box, address, parameters, workers, owner):
                 return False
-            while len(self._bells) < workers - 1:
-                bell: SimpleQueue[None] = SimpleQueue()
-                name = f"kernels-{len(self._bells) + 1}"
-                threading.Thread(target=self._member, args=(bell,), name=name, daemon=True).start()
-                self._bells.append(bell)
+            with suppress(RuntimeError):  # the system starts no more: those that there are do the work
+                while len(self._bells) < workers - 1:
+                    self._hire()
             # A member that falls asleep looks for a round after it has said so: it sees this one, or is woken.
             if self._asleep[0]:
                 self._asleep[0] = 0
@@ -197,6 +196,13 @@ class _Crew:
             _close(self.box, owner)
             raise
         return True
+
+    def _hire(self) -> None:
+        """Start one more member."""
+        bell: SimpleQueue[None] = SimpleQueue()
+        name = f"kernels-{len(self._bells) + 1}"
+        threading.Thread(target=self._member, args=(bell,), name=name, daemon=True).start()
+        self._bells.append(bell)
 
     def _member(self, bell: SimpleQueue[None]) -> None:
         """Serve and sleep; unlike those of an event, a queue's operations are not torn apart by an interrupt."""
@@ -212,7 +218,7 @@ class _Crew:
 
 
 _crew: _Crew | None = None
-_making = threading.Lock()
+_making = threading.RLock()
 
 
 def launch(address: int, parameters: int, workers: int) -> None:
@@ -250,9 +256,10 @@ def muster() -> _Crew:
 
 def _forget() -> None:
     """Make another crew when asked: threads of a parent process are not in a forked child."""
-    global _crew, _making
-    _crew, _making = None, threading.Lock()
+    global _crew  # noqa: PLW0603
+    _crew = None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+fork_waits_for(_making)

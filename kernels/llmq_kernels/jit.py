@@ -3,6 +3,10 @@
 Numba keeps stale machine code when a function in *another* file changes, and refuses to import where it can write
 no cache. So the cache lies in a folder of our own, whose name is a hash of everything that decides the machine code,
 and a cache that cannot be written, or read back, only costs compiling again.
+
+Threads do not survive a fork: GNU's OpenMP, which Numba prefers on Linux, ends a child that runs a parallel loop, and
+TBB hangs where it was at work. So in a forked child whose parent has run one, parallel kernels run on the calling
+thread, compiled once more without threads; results are the same.
 """
 
 from __future__ import annotations
@@ -22,13 +26,17 @@ import llvmlite
 import llvmlite.binding
 import numba
 import numba.core.caching
+import numba.core.compiler_lock
 import numba.core.event
+
+from llmq_kernels.cache_files import CheckedFiles, is_private
 
 __all__ = [
     "cache_folder",
     "cached",
     "call",
     "compiling",
+    "fork_waits_for",
     "has_run",
     "jit",
     "jit_enabled",
@@ -36,6 +44,7 @@ __all__ = [
     "on_compile",
     "set_threads",
     "threads",
+    "threads_chosen",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,13 +84,19 @@ def jit(
     """
 
     def decorate(kernel: F) -> F:
-        compiled = _numba.njit(nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")(kernel)
         if _config.DISABLE_JIT:
             return kernel
-        cached(compiled, kernel)
-        return cast("F", _launcher(compiled) if parallel else compiled)
+        compiled = _compiled(kernel, parallel=parallel, fastmath=fastmath)
+        return cast("F", _launcher(compiled, fastmath) if parallel else compiled)
 
     return decorate if function is None else decorate(function)
+
+
+def _compiled(kernel: Any, *, parallel: bool, fastmath: bool | set[str], form: str = "") -> Any:
+    """Make Numba's dispatcher of a kernel; `form` tells two of the same kernel apart."""
+    compiled = _numba.njit(nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")(kernel)
+    cached(compiled, kernel, form)
+    return compiled
 
 
 def jit_enabled() -> bool:
@@ -93,22 +108,23 @@ def jit_enabled() -> bool:
 
 
 class _ForgivingCache(_FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function, except that trouble with its files means a miss instead of an error."""
+    """Numba's cache of one function in our files, whose trouble means a miss instead of an error."""
+
+    def __init__(self, function: Callable[..., Any], form: str) -> None:
+        super().__init__(function)
+        self._form = form
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = CheckedFiles(Path(self._cache_path), self._impl.filename_base, stamp)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return (*super()._index_key(sig, codegen), self._form)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Machine code from the cache, or None: a truncated or foreign file can raise anything when unpickled."""
+        """Machine code from the cache, or None: a file of another release can raise anything when unpickled."""
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # noqa: BLE001, RUF100
-            self._forget()
             return None
-
-    def _forget(self) -> None:
-        """Empty an index that cannot be trusted, so that compiled code can be saved again."""
-        try:
-            self.flush()
-        except OSError:
-            self.disable()
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Write machine code unless the disk is full or the folder has become unwritable."""
@@ -118,7 +134,7 @@ class _ForgivingCache(_FunctionCache):  # type: ignore[misc]
             self.disable()
 
 
-def cached(compiled: Any, function: Callable[..., Any]) -> None:
+def cached(compiled: Any, function: Callable[..., Any], form: str = "") -> None:
     """Give a dispatcher or C function of Numba a cache in our folder; `numba.config.CACHE_DIR` is changed meanwhile."""
     folder = cache_folder()
     if folder is None:
@@ -126,7 +142,7 @@ def cached(compiled: Any, function: Callable[..., Any]) -> None:
     before = _config.CACHE_DIR
     _config.CACHE_DIR = str(folder)
     try:
-        compiled._cache = _ForgivingCache(function)  # noqa: SLF001
+        compiled._cache = _ForgivingCache(function, form)  # noqa: SLF001
     except (RuntimeError, OSError):  # sources in a zip file, or the folder went away
         return
     finally:
@@ -137,7 +153,8 @@ def cached(compiled: Any, function: Callable[..., Any]) -> None:
 def cache_folder() -> Path | None:
     """Folder of compiled kernels, made if missing; None where none of the candidates can be written.
 
-    Candidates, in this order: `$LLMQ_CACHE_DIR`, `$NUMBA_CACHE_DIR`, the user's cache folder.
+    Candidates, in this order: `$LLMQ_CACHE_DIR`, `$NUMBA_CACHE_DIR`, the user's cache folder. A folder that others can
+    write to is none: what lies in it is run.
     """
     key = _cache_key()
     if key is None:
@@ -147,9 +164,10 @@ def cache_folder() -> Path | None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
+            if is_private(folder):
+                return folder
         except OSError:
             continue
-        return folder
     return None
 
 
@@ -215,10 +233,21 @@ def set_threads(n: int) -> None:
     _threads = int(n)
 
 
-def _launcher(kernel: Any) -> Callable[..., Any]:
+def threads_chosen() -> bool:
+    """Whether somebody said how many: by `set_threads`, or by `NUMBA_NUM_THREADS` before Python started."""
+    return _threads is not None or bool(os.environ.get("NUMBA_NUM_THREADS"))
+
+
+def _launcher(kernel: Any, fastmath: bool | set[str]) -> Callable[..., Any]:
     """Call `kernel` with our number of threads, one Python thread at a time where that is needed."""
 
+    @functools.cache
+    def alone() -> Any:
+        return _compiled(kernel.py_func, parallel=False, fastmath=fastmath, form="alone")
+
     def launch(*args: Any) -> Any:
+        if _orphaned:
+            return alone()(*args)
         turn = _turn()
         _apply_threads()
         with turn:
@@ -257,6 +286,38 @@ def _turn() -> AbstractContextManager[Any]:
     """Return what a launch holds: Numba's workqueue aborts the process when two Python threads launch at once."""
     _numba.get_num_threads()  # starts the threads, after which the layer is known
     return _workqueue_turn if _numba.threading_layer() == "workqueue" else nullcontext()
+
+
+# --- forks ------------------------------------------------------------------------------------------------------
+
+_orphaned = False
+"""Whether Numba's threads are those of a parent process, and not here."""
+
+
+def fork_waits_for(lock: Any) -> None:
+    """Have every fork of this process wait for a lock, lest the child inherit one that nobody will release.
+
+    Parameters
+    ----------
+    lock : RLock, or what has its `acquire` and `release`
+        One that is held while another is waited for is named after that other.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+
+
+def _after_fork() -> None:
+    """Keep from Numba's threads in a child, if the parent has started them; its workqueue alone starts them anew."""
+    global _orphaned  # noqa: PLW0603
+    with suppress(ValueError):  # none were started
+        _orphaned = _orphaned or _numba.threading_layer() != "workqueue"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+# Forks wait for the last one named first: who waits for the compiler may hold the turn.
+fork_waits_for(numba.core.compiler_lock.global_compiler_lock)
+fork_waits_for(_workqueue_turn)
 
 
 # --- notices ----------------------------------------------------------------------------------------------------

@@ -157,5 +157,6 @@ def stored_scales(values: np.ndarray, grid: Grid) -> np.ndarray:
     """
     rows, n_groups = values.shape
     scale, _ = new_scales(rows, n_groups * grid.group_size, grid)
-    _store(np.ascontiguousarray(values, np.float32), 2.0**grid.bits - 1.0, grid.scale_kind, scale)
+    steps = np.ceil(divisor(grid.bits, grid.narrow)) if grid.symmetric else 2.0**grid.bits - 1.0
+    _store(np.ascontiguousarray(values, np.float32), float(steps), grid.scale_kind, scale)
     return scale

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.crew import launch
-from llmq_kernels.jit import cached, compiling
+from llmq_kernels.jit import cached, compiling, fork_waits_for
 from llmq_kernels.simd import I64
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class _Worker(_CFunc):  # type: ignore[misc]
 
 
 _workers: dict[tuple[Any, ...], _Worker] = {}
-_turn = threading.Lock()
+_turn = threading.RLock()
+fork_waits_for(_turn)
 
 
 def length(kind: Any) -> int:

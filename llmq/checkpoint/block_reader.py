@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.errors import InputError, ResourceError, UsageError
 from llmq.system.direct import ALIGNMENT, PIECE, REQUESTS, DirectFile, aligned_buffer
+from llmq.system.forks import tell_of_forks
 from llmq.system.pool import DaemonPool
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class BlockReader:
         self._files: dict[str, DirectFile] = {}
         self.lock = threading.RLock()
         self._pool = DaemonPool(REQUESTS, "llmq-blocks")
+        tell_of_forks(self)
         self.nbytes = sum(extent.stop - extent.start for layout in self._layouts for extent in layout.extents)
         self.bytes_read = 0
         try:
@@ -173,6 +175,11 @@ class BlockReader:
         slot, count = self._slot(number), len(self._layouts)
         following = ((number + step) % count for step in range(1, count + 1))
         self._read(next(n for n in following if self._slot(n) == slot))
+
+    def after_fork(self) -> None:
+        """Read anew what the parent was reading, which does not arrive in the child."""
+        self.lock = threading.RLock()
+        self._reads = {}
 
     def close(self) -> None:
         """Read nothing more, wait for what is being read, and close the files."""

@@ -60,14 +60,16 @@ class Turn:
     """
 
     def __init__(self, reader: BlockReader, number: int) -> None:
-        self._reader, self._number, self._lock = reader, number, reader.lock
+        self._reader, self._number, self._held = reader, number, reader.lock
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        lock = self._reader.lock  # another one after a fork
+        lock.acquire()
+        self._held = lock
         try:
             self._reader.take(self._number)
         except BaseException:
-            self._lock.release()
+            lock.release()
             raise
 
     def __exit__(
@@ -76,4 +78,4 @@ class Turn:
         try:
             self._reader.give_back(self._number)
         finally:
-            self._lock.release()
+            self._held.release()

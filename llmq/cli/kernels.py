@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Final
 
 from llmq.cli.settings import say, settings
 from llmq.errors import UsageError
-from llmq.system.cpus import cpu_quota
 
 __all__ = ["prepare_kernels"]
+
+_MOST_THREADS: Final = 1024
+"""More than any machine has use for: the libraries of threads end the process where the system refuses them."""
 
 
 def prepare_kernels(threads: int | None = None) -> None:
@@ -23,17 +26,17 @@ def prepare_kernels(threads: int | None = None) -> None:
     Raises
     ------
     UsageError
-        Fewer than one, or more than Numba was started with.
+        Fewer than one, more than Numba was started with, or than 1024; or `NUMBA_NUM_THREADS` is no such number.
     """
     if threads is not None and threads > (os.cpu_count() or 1) and "numba" not in sys.modules:
         os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
+    _check_count(os.environ.get("NUMBA_NUM_THREADS"), threads)
+    from llmq.system.cpus import keep_to_quota
     from llmq_kernels.jit import cache_folder, on_compile, set_threads
-    from llmq_kernels.jit import threads as most_threads
 
-    quota = cpu_quota()
-    if threads is None and quota is not None and "NUMBA_NUM_THREADS" not in os.environ:
-        set_threads(min(quota, most_threads()))
-    if threads is not None:
+    if threads is None:
+        keep_to_quota()
+    else:
         try:
             set_threads(threads)
         except ValueError as error:
@@ -53,3 +56,15 @@ def prepare_kernels(threads: int | None = None) -> None:
             told.append(kernel)
 
         on_compile(notice)
+
+
+def _check_count(variable: str | None, threads: int | None) -> None:
+    """Refuse numbers of threads that Numba, which reads the variable when it is imported, would fail at."""
+    expected = f"1 to {_MOST_THREADS}"
+    if threads is not None and threads > _MOST_THREADS:
+        raise UsageError("--threads is out of range", expected=expected, found=threads)
+    if variable and not (variable.strip().isdecimal() and 1 <= int(variable) <= _MOST_THREADS):
+        raise UsageError(
+            "NUMBA_NUM_THREADS is not a number of threads", expected=expected, found=repr(variable),
+            hint="unset NUMBA_NUM_THREADS, or use --threads",
+        )  # fmt: skip

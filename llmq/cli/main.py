@@ -92,6 +92,7 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
 
 def run() -> NoReturn:
     """Run the command that the process was started for, and exit."""
+    _occupy_streams()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     with interruptible():
@@ -100,6 +101,18 @@ def run() -> NoReturn:
         # Nothing can be written any more, not even when Python closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+def _occupy_streams() -> None:
+    """Put something harmless where standard streams are closed.
+
+    Else a file of ours gets the number of one, and what a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
 
 
 def status(arguments: Sequence[str]) -> int:
@@ -145,7 +158,8 @@ def _told(error: Exception) -> tuple[int, str, str | None]:
     if isinstance(error, MemoryError):
         return 5, "not enough memory" + (f": {_one_line(str(error))}" if str(error) else ""), None
     if isinstance(error, RuntimeError) and str(error) in _OUT_OF_MEANS:
-        return 5, f"not enough memory or processes: {error}", None
+        hint = "fewer --threads, or a higher limit (ulimit -u)"
+        return 5, f"not enough memory or processes: {error}", hint
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(error.filename)}: " if error.filename is not None else ""
         return _code_of(error), f"{where}{error.strerror}", None

@@ -264,12 +264,30 @@ def _print_summary(report: QuantizeReport) -> None:
     click.echo(f"  {plan.bits_per_weight_quantized:.3f} bits per quantized weight, scales included")
     if plan.recipe.goal is not None:
         _print_mixture(report)
+    _print_edges(report)
     rate = format_size(plan.source_bytes / max(report.seconds, 1e-9))
     click.echo(f"  {report.seconds:.1f} s ({rate}/s)")
     anonymous, total = format_size(report.peak_anon_bytes), format_size(report.peak_rss_bytes)
     told = f"predicted {format_size(plan.predicted_peak_bytes)}, limit {format_size(report.max_memory)}"
     click.echo(f"  peak memory {anonymous} anonymous ({told}), {total} with mapped files")
     _print_skipped(report)
+
+
+def _print_edges(report: QuantizeReport) -> None:
+    """A line for each kind of odd group or tensor that there was."""
+    found = report.edges_json()
+    told = {
+        "zero_groups": "groups of zeros",
+        "constant_groups": "groups of one number",
+        "scale_underflows": "groups with the least scale: smaller weights became zeros",
+        "scale_overflows": "groups with the largest scale: larger weights may be clipped",
+        "nonfinite_tensors": "tensors copied with NaN or infinity",
+    }
+    left = len(report.plan.quantized) - found["quantized_tensors"]
+    where = f" (in what this run wrote; {left} tensors were there already)" if left else ""
+    for key, what in told.items():
+        if found[key]:
+            click.echo(f"  {found[key]} {what}{where}")
 
 
 def _sizes(report: QuantizeReport) -> str:

@@ -8,7 +8,7 @@ A module's weight ``(out, in)`` of `b` bits in groups of `g` is stored as::
     weight_shape       I64 [2]
 
 A weight of one bit on the sign grid ``{-s, +s}`` is stored with 2-bit codes 1 and 3 and half the scale, and reads back
-as a 2-bit weight of the same values.
+as a 2-bit weight of the same values, but for float16 scales below 2**-14, whose halves are rounded, and never to zero.
 """
 
 from __future__ import annotations
@@ -90,11 +90,17 @@ def encode(q: QuantizedTensor) -> dict[str, np.ndarray]:
     packed, scale = q.packed, q.scale
     if q.spec.bits == 1 and q.spec.symmetric:
         packed = spread_sign_codes(packed, q.shape[1])
-        scale = (scale * scale.dtype.type(0.5)).astype(scale.dtype)
+        scale = _halved(scale)
     arrays = {"weight_packed": np.ascontiguousarray(packed).view("<i4"), "weight_scale": scale}
     if q.zero_point is not None:
         arrays["weight_zero_point"] = pack_columns(q.zero_point, q.spec.bits)
     return arrays
+
+
+def _halved(scale: np.ndarray) -> np.ndarray:
+    """Halve scales, none of them to zero: the least of float16 stays what it is."""
+    half = scale * scale.dtype.type(0.5)
+    return np.asarray(np.where(half == 0, scale, half), scale.dtype)
 
 
 def decode(arrays: Mapping[str, np.ndarray], scheme: QuantSpec, module: str) -> QuantizedTensor:

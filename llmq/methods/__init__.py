@@ -58,7 +58,7 @@ def quantize_tensor(
     Parameters
     ----------
     weight : float (out_features, in_features)
-        float16, bfloat16 (ml_dtypes), float32 or float64.
+        float16, bfloat16 (ml_dtypes), float32 or float64, of either byte order and any layout.
     bits : int
         Width of a code, 1 to 8.
     group_size : int
@@ -84,15 +84,17 @@ def quantize_tensor(
         blocks, missing statistics, or a weight with NaN or infinity.
     """
     weight = np.asarray(weight)
-    names = [name for name, dtype in FLOAT_DTYPES.items() if dtype == weight.dtype]
-    if weight.ndim != 2 or not (names or weight.dtype == np.float64):
+    native = weight.dtype.newbyteorder("=")
+    names = [name for name, dtype in FLOAT_DTYPES.items() if dtype == native]
+    if weight.ndim != 2 or not (names or native == np.float64):
         raise TypeError(f"weight must be a 2-D float array, not {weight.dtype} of shape {weight.shape}")
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     spec = QuantSpec(bits=bits, group_size=group_size, **spec_fields)
     if weight.shape[1] == 0 or not spec.divides(weight.shape[1]):
         raise ValueError(f"group size {group_size} does not divide rows of {weight.shape[1]}")
-    rows = np.ascontiguousarray(weight, dtype=None if names else np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinity, which is refused
+        rows = np.ascontiguousarray(weight, dtype=native if names else np.float32)
     scale_dtype: ScaleDtype = names[0] if names else "float32"  # type: ignore[assignment]
     try:
         return METHODS[method].quantize(rows, spec.resolve(weight.shape[1], scale_dtype), statistics)

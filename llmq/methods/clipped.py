@@ -39,6 +39,9 @@ def _observed(weight: np.ndarray, spec: QuantSpec, observer: str, **options: Any
     if not np.isfinite(wide).all():
         raise FloatingPointError("weight holds NaN or infinity")
     grid = kernel_grid(spec)
-    low, high = range_for(wide, replace(spec, observer=observer), **options)
+    if wide.size == 0:
+        low = high = np.empty((len(wide), wide.shape[1] // spec.group_size), np.float32)
+    else:
+        low, high = range_for(wide, replace(spec, observer=observer), **options)
     scale, zero_point = scale_and_zero_point(low, high, spec)
     return encode_rows(weight, spec, stored_scales(scale, grid), zero_point)

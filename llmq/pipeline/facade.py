@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from llmq.checkpoint.source import Source
     from llmq.pipeline.calibration import Calibration
+    from llmq.pipeline.edges import EdgeCounts
     from llmq.pipeline.run_calibrated import BlockResult
     from llmq.pipeline.texts import Texts
     from llmq.plan import Plan
@@ -147,7 +148,7 @@ def quantize(
     threads : int, optional
         Threads of the kernels; all that Numba was started with by default.
     nonfinite : {"error", "keep"}
-        What to do about NaN or infinity in a weight: stop, or keep that tensor as it is.
+        What to do about NaN or infinity in a tensor: stop, or keep it as it is.
     revision : str, optional
         Revision of a Hub repository.
     download : bool
@@ -319,13 +320,13 @@ def _quantize(
     use_threads(run.threads)
     if run.nonfinite == "keep" and plan.recipe.goal is None:
         plan = _build(run, plan.recipe, source, _nonfinite(run, plan, source))
-    blocks = _write(run, plan, source, identity, calibration)
-    return replace(_report(run, plan, source, "quantized"), calibration=calibration, blocks=blocks)
+    blocks, edges = _write(run, plan, source, identity, calibration)
+    return replace(_report(run, plan, source, "quantized"), calibration=calibration, blocks=blocks, edges=edges)
 
 
 def _write(
     run: _Run, plan: Plan, source: Source, identity: dict[str, Any], calibration: Calibration | None
-) -> tuple[BlockResult, ...]:
+) -> tuple[tuple[BlockResult, ...], dict[str, EdgeCounts]]:
     from llmq.pipeline.run import NonfiniteError, bytes_to_read, run_plan
 
     copies, _ = select_copies(source)
@@ -336,12 +337,12 @@ def _write(
         try:
             if calibration is None:
                 run.progress.start("quantizing", bytes_to_read(plan, writer))
-                run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite, watch=run.watch)
+                edges = run_plan(plan, source, writer, run.progress, nonfinite=run.nonfinite, watch=run.watch)
                 run.progress.finish()
             else:
                 from llmq.pipeline.run_calibrated import run_calibrated
 
-                blocks = run_calibrated(
+                blocks, edges = run_calibrated(
                     plan, source, writer, run.progress, calibration=calibration, nonfinite=run.nonfinite
                 )
         except (NonfiniteError, ChecksumError):
@@ -349,7 +350,7 @@ def _write(
             raise
         remember_kernels(plan.tensors, plan.recipe.method)
         writer.commit(plan.config, copies | {RECIPE_FILE: json_strict.dumps(recipe_json(plan))})
-    return blocks
+    return blocks, edges
 
 
 def _nonfinite(run: _Run, plan: Plan, source: Source) -> frozenset[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llmq.pipeline.edges import EdgeCounts, total
 from llmq.plan.goals import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from llmq.pipeline.calibration import Calibration
@@ -43,6 +45,9 @@ class QuantizeReport:
         Seconds since the start and anonymous bytes of the process, at most 512 samples with the peak among them.
     max_memory : int
         What the anonymous memory was bound to, in bytes.
+    edges : mapping of str to EdgeCounts
+        What tensors had at the edges of their grids, by name, as far as this run wrote them: those that were quantized,
+        and those that were copied with NaN or infinity.
     """
 
     output: Path
@@ -56,6 +61,7 @@ class QuantizeReport:
     blocks: tuple[BlockResult, ...] = ()
     memory: tuple[tuple[float, int], ...] = ()
     max_memory: int = 0
+    edges: Mapping[str, EdgeCounts] = field(default_factory=dict)
 
     def goal(self) -> dict[str, Any] | None:
         """What was asked of a mixture of widths and what was reached; None where widths were given."""
@@ -87,8 +93,21 @@ class QuantizeReport:
             "goal": self.goal(),
             "calibration": _calibration(self.calibration),
             "blocks": [asdict(block) for block in self.blocks],
-            "tensors": [_tensor(t) for t in plan.tensors],
+            "edges": self.edges_json(),
+            "tensors": [_tensor(t, self.edges.get(t.name)) for t in plan.tensors],
         }
+
+    def edges_json(self) -> dict[str, Any]:
+        """What all tensors that this run wrote had at the edges, together.
+
+        Beside the fields of `EdgeCounts`: `quantized_tensors`, how many of them were quantized and counted, and
+        `nonfinite_tensors`, how many were copied with NaN or infinity.
+        """
+        counts = self.edges.values()
+        return {
+            "quantized_tensors": sum(t.name in self.edges for t in self.plan.quantized),
+            "nonfinite_tensors": sum(found.nonfinite_values > 0 for found in counts),
+        } | total(counts).to_json()
 
 
 def _calibration(found: Calibration | None) -> dict[str, Any] | None:
@@ -97,7 +116,7 @@ def _calibration(found: Calibration | None) -> dict[str, Any] | None:
     return {"text": found.text, "tokens": found.tokens.size, "context": found.tokens.shape[1], "sha256": found.sha256}
 
 
-def _tensor(tensor: TensorPlan) -> dict[str, Any]:
+def _tensor(tensor: TensorPlan, edges: EdgeCounts | None) -> dict[str, Any]:
     spec = tensor.spec
     return {
         "name": tensor.name,
@@ -109,4 +128,5 @@ def _tensor(tensor: TensorPlan) -> dict[str, Any]:
         "symmetric": spec.symmetric if spec else None,
         "bytes": tensor.output_bytes,
         "reason": tensor.reason or None,
+        "edges": edges.to_json() if edges else None,
     }

@@ -13,6 +13,7 @@ from llmq.errors import InputError
 from llmq.formats.compressed_tensors import encode
 from llmq.formats.dense import to_float32
 from llmq.methods import METHODS
+from llmq.pipeline.edges import EdgeCounts, check_scales, count_edges
 from llmq.pipeline.read_ahead import Block, ReadAhead
 from llmq.pipeline.write_behind import WriteBehind
 from llmq.plan.budget import BLOCKS_READ, BLOCKS_WRITTEN
@@ -56,11 +57,16 @@ def run_plan(
     *,
     nonfinite: str = "error",
     watch: Watch | None = None,
-) -> None:
+) -> dict[str, EdgeCounts]:
     """Write every tensor of the plan that an earlier run has not written.
 
     `nonfinite` is "error", or "keep" to copy NaN and infinity in tensors that are not quantized; `watch` sees what
     each block of rows became.
+
+    Returns
+    -------
+    dict of str to EdgeCounts
+        Of the tensors that were quantized, by name, and of those that were copied with NaN or infinity.
 
     Raises
     ------
@@ -72,16 +78,20 @@ def run_plan(
     order = sorted(plan.tensors, key=_place) if source.in_file_order else plan.tensors
     jobs = [(tensor, missing) for tensor in order if (missing := missing_outputs(tensor, writer))]
     tensors = [tensor for tensor, _ in jobs]
+    found = {}
     with _reading(tensors, source) as ahead, WriteBehind(writer, BLOCKS_WRITTEN) as behind:
         reads = iter(ahead)
         for tensor, missing in jobs:
             blocks = _noted(islice(reads, len(_blocks(tensor))), tensor.name, ahead, behind)
             if tensor.spec is None:
-                _copy(tensor, blocks, behind, progress, checked=nonfinite == "error")
+                counts = _copy(tensor, blocks, behind, progress, refuse=nonfinite == "error")
             else:
                 quantize = _Step(tensor, plan.recipe.method, watch)
-                _quantize(quantize, blocks, Sink(tensor, missing, behind), progress)
+                counts = _quantize(quantize, blocks, Sink(tensor, missing, behind), progress)
+            if counts != EdgeCounts():
+                found[tensor.name] = counts
     source.check_unchanged()
+    return found
 
 
 def _noted(blocks: Iterable[_Read], name: str, ahead: ReadAhead, behind: WriteBehind) -> Iterator[_Read]:
@@ -158,40 +168,61 @@ def whole_rows(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
 
 
 def _copy(
-    tensor: TensorPlan, blocks: Iterable[_Read], behind: WriteBehind, progress: Progress, *, checked: bool
-) -> None:
+    tensor: TensorPlan, blocks: Iterable[_Read], behind: WriteBehind, progress: Progress, *, refuse: bool
+) -> EdgeCounts:
     found = np.zeros(2, np.int64)
     for raw, release in blocks:
-        if checked:
-            found += _count_nonfinite(raw, tensor)
+        found += _count_nonfinite(raw, tensor)
         behind.write(tensor.name, raw, release)
         progress.advance(raw.size)
-    refuse_nonfinite(tensor, *found.tolist())
+    if refuse:
+        refuse_nonfinite(tensor, *found.tolist())
+    return EdgeCounts(nonfinite_values=int(found.sum()))
 
 
 def refuse_nonfinite(tensor: TensorPlan, nan: int, infinite: int) -> None:
     """Raise NonfiniteError if a tensor holds so many NaN and infinities, unless none."""
     if nan + infinite:
+        single = " in float32" if tensor.spec and tensor.info.dtype == "F64" else ""
         raise NonfiniteError(
             "weight is not finite",
             file=tensor.info.file,
             tensor=tensor.name,
-            found=f"{nan} NaN and {infinite} infinite of {tensor.parameters} values",
+            found=f"{nan} NaN and {infinite} infinite{single} of {tensor.parameters} values",
             hint="--nonfinite keep leaves such tensors as they are",
         )
 
 
 class Sink:
-    """Takes what one weight becomes, and passes on the parts that an earlier run has not written."""
+    """Takes what one weight becomes, and passes on the parts that an earlier run has not written.
+
+    Attributes
+    ----------
+    counts : EdgeCounts
+        Of all rows that were counted.
+    """
 
     def __init__(self, tensor: TensorPlan, missing: frozenset[str], writer: WriteBehind | CheckpointWriter) -> None:
         self._tensor = tensor
         self._missing = missing
         self._writer = writer
+        self.counts = EdgeCounts()
+
+    def count(self, rows: np.ndarray, quantized: QuantizedTensor) -> None:
+        """Count what the next rows, float16, bfloat16 or float32, and what they became have at the edges."""
+        self.counts += count_edges(rows, quantized)
 
     def write(self, quantized: QuantizedTensor) -> None:
-        """Append the next rows."""
-        for suffix, array in encode(quantized).items():
+        """Append the next rows.
+
+        Raises
+        ------
+        LlmqError
+            A scale is zero or not finite.
+        """
+        arrays = encode(quantized)
+        check_scales(self._tensor.name, arrays["weight_scale"])
+        for suffix, array in arrays.items():
             self._write(suffix, array)
 
     def finish(self) -> None:
@@ -221,14 +252,16 @@ class _Step:
         return quantized
 
 
-def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progress) -> None:
+def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progress) -> EdgeCounts:
     tensor = step.tensor
     found = np.zeros(2, np.int64)
     for raw, release in blocks:
         quantized = None
         try:
             if not found.any():
-                quantized = step(whole_rows(raw, tensor))
+                rows = whole_rows(raw, tensor)
+                quantized = step(rows)
+                sink.count(rows, quantized)
         except FloatingPointError:
             pass
         if quantized is None:
@@ -239,3 +272,4 @@ def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progre
         progress.advance(raw.size)
     refuse_nonfinite(tensor, *found.tolist())
     sink.finish()
+    return sink.counts

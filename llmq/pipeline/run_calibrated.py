@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llmq.checkpoint.writer import CheckpointWriter
     from llmq.observers.inputs import InputStatistics
     from llmq.pipeline.calibration import Calibration
+    from llmq.pipeline.edges import EdgeCounts
     from llmq.plan import Plan, TensorPlan
     from llmq.runtime.stack import Block
     from llmq.spec import QuantizedTensor
@@ -83,13 +84,19 @@ def run_calibrated(
     *,
     calibration: Calibration,
     nonfinite: str = "error",
-) -> tuple[BlockResult, ...]:
+) -> tuple[tuple[BlockResult, ...], dict[str, EdgeCounts]]:
     """Write every tensor of the plan that an earlier run has not written.
 
     A block's statistics are those of the text as it comes through the quantized blocks before. It should make of that
     text what the original block makes of it, or, where it is trained, what the original blocks have made of the text.
     Where the calibrated method leaves more error than the data-free one on windows kept apart, that one is kept for
     the block.
+
+    Returns
+    -------
+    blocks : tuple of BlockResult
+    edges : dict of str to EdgeCounts
+        As of `run_plan`.
 
     Raises
     ------
@@ -103,7 +110,7 @@ def run_calibrated(
     outside = tuple(tensor for tensor in plan.tensors if tensor.name not in inside)
     others = replace(plan, recipe=replace(plan.recipe, method=_DATA_FREE), tensors=outside)
     progress.start("quantizing", bytes_to_read(others, writer))
-    run_plan(others, source, writer, progress, nonfinite=nonfinite)
+    edges = run_plan(others, source, writer, progress, nonfinite=nonfinite)
     progress.finish()
     run = _CalibratedRun(plan, source, writer, calibration)
     try:
@@ -116,7 +123,7 @@ def run_calibrated(
     finally:
         run.close()
     source.check_unchanged()
-    return tuple(results)
+    return tuple(results), edges | run.edges
 
 
 def _blocks(plan: Plan) -> list[list[TensorPlan]]:
@@ -145,6 +152,7 @@ class _CalibratedRun:
         self._config = decoder_config(source.config)
         self._loaded = LoadedCheckpoint(source)
         self._method = METHODS[plan.recipe.method]
+        self.edges: dict[str, EdgeCounts] = {}
         self._windows, context = calibration.tokens.shape
         self._context = context
         self._held = max(1, self._windows // _HELD)
@@ -256,8 +264,10 @@ class _CalibratedRun:
         for tensor in tensors:
             self._writer.note_source(tensor.name, self._checksum(block, tensor))
             sink = Sink(tensor, missing_outputs(tensor, self._writer), self._writer)
+            sink.count(_weight(block, tensor), weights[_projection(tensor)])
             sink.write(weights[_projection(tensor)])
             sink.finish()
+            self.edges[tensor.name] = sink.counts
 
     def _checksum(self, block: Block, tensor: TensorPlan) -> str:
         """XXH3-128 of a weight as it stands in the source."""

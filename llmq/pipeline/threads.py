@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from llmq.errors import UsageError
+from llmq.system.cpus import keep_to_quota
 
 __all__ = ["use_threads"]
 
 
 def use_threads(threads: int | None) -> None:
-    """Give the kernels of this thread so many threads; None leaves them as they are.
+    """Give the kernels so many threads; None leaves them as they are, but for what cgroups do not grant.
 
     Raises
     ------
@@ -16,6 +17,7 @@ def use_threads(threads: int | None) -> None:
         Fewer than one, or more than Numba was started with.
     """
     if threads is None:
+        keep_to_quota()
         return
     from llmq_kernels.jit import set_threads
 

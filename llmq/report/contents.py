@@ -69,6 +69,7 @@ def quantize_contents(
         ("parameters", f"{result['parameters']:,}"),
         ("method", settings["method"]),
         *_error(measures),
+        *_edges(result["edges"]),
         ("time", f"{result['seconds']:.1f} s" if ran else result["state"]),
         ("peak memory", f"{format_size(result['peak_anon_bytes'])} anonymous" if ran else "not run"),
         ("predicted peak", format_size(result["predicted_peak_bytes"])),
@@ -175,6 +176,17 @@ def _divergence(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _sized(tensor: Mapping[str, Any]) -> dict[str, Any]:
     return dict(tensor) | {"elements": prod(tensor.get("shape", ()))}
+
+
+def _edges(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    told = {
+        "zero_groups": "groups of zeros",
+        "constant_groups": "groups of one number",
+        "scale_underflows": "groups with the least scale",
+        "scale_overflows": "groups with the largest scale",
+        "nonfinite_tensors": "tensors copied with NaN or infinity",
+    }
+    return [(what, f"{counts[key]:,}") for key, what in told.items() if counts[key]]
 
 
 def _error(measures: Measures) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ class Generation(Iterator[int]):
     Raises
     ------
     UsageError
-        No prompt, a prompt longer than the context, or a negative `max_tokens`.
+        No prompt, a prompt longer than the context, or a `max_tokens` that is negative or no whole number.
 
     Attributes
     ----------
@@ -102,8 +102,9 @@ class Generation(Iterator[int]):
         limit = self._model.context
         if not self._next:
             raise UsageError("the prompt is empty")
-        if self._max_tokens is not None and self._max_tokens < 0:
-            raise UsageError("max_tokens must not be negative", found=self._max_tokens)
+        most = self._max_tokens
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 0):
+            raise UsageError("max_tokens must be a whole number that is not negative", found=most)
         if limit is not None and length > limit:
             own = limit == self._model.config.max_position_embeddings
             what = "the context the model was made for" if own else "the context there is room for"

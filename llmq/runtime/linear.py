@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 import ml_dtypes
 import numpy as np
 
+from llmq.spec import QuantizedTensor
 from llmq_kernels import matmul as kernel
 from llmq_kernels.bundle import Bundle
 from llmq_kernels.dense import matmul_dense
@@ -16,8 +17,6 @@ from llmq_kernels.gather import gather
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from llmq.spec import QuantizedTensor
 
 __all__ = ["Compute", "DenseLinear", "Fan", "Linear", "PackedLinear", "matmul"]
 
@@ -194,7 +193,7 @@ def matmul(x: np.ndarray, q: QuantizedTensor, *, compute: Compute = "int8") -> n
     Parameters
     ----------
     x : float (..., in_features)
-        Converted to float32.
+        Converted to float32; NaN and infinity give NaN or infinity, for their own row alone.
     q : QuantizedTensor
         A weight `(out_features, in_features)`.
     compute : {"int8", "float32"}
@@ -210,8 +209,13 @@ def matmul(x: np.ndarray, q: QuantizedTensor, *, compute: Compute = "int8") -> n
         Arrays that do not fit each other, or an unknown `compute`.
     """
     x = np.asarray(x)
+    if not isinstance(q, QuantizedTensor):
+        raise TypeError(f"q must be a QuantizedTensor, not {type(q).__name__}")
+    if not np.can_cast(x.dtype, np.float32, "same_kind"):
+        raise TypeError(f"x must be of numbers that float32 can hold, not {x.dtype}")
     rows, columns = q.shape
     if x.ndim == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have shape (..., {columns}), not {x.shape}")
-    flat = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, columns)
+    with np.errstate(over="ignore"):  # beyond float32 is infinity
+        flat = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, columns)
     return kernel.matmul(flat, q.matrix, compute=compute).reshape(*x.shape[:-1], rows)

@@ -21,6 +21,7 @@ from llmq.runtime.model import Model
 from llmq.runtime.residency import Room, plan_residency
 from llmq.runtime.stops import stop_tokens
 from llmq.runtime.weights import Weights
+from llmq.system.cpus import keep_to_quota
 from llmq.system.sizes import format_size
 from llmq_kernels.jit import has_run
 
@@ -136,6 +137,7 @@ def _load(
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
     if kv_bits not in (None, 32, 16, 8):
         raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
+    keep_to_quota()
     with open_local(path, revision=revision) as source:
         found = _open(source, compute, kv_bits or (32 if compute == "float32" else 16))
         residency = None if wishes is None else _residency(source, found, wishes)

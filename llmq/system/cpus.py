@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-__all__ = ["cpu_quota"]
+from llmq_kernels.jit import set_threads, threads, threads_chosen
+
+__all__ = ["cpu_quota", "keep_to_quota"]
+
+
+def keep_to_quota() -> None:
+    """Give the kernels no more threads than cgroups grant, unless somebody has said how many."""
+    quota = None if threads_chosen() else cpu_quota()
+    if quota is not None and quota < threads():
+        set_threads(quota)
 
 
 def cpu_quota(root: Path = Path("/")) -> int | None:

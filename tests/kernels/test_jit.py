@@ -54,7 +54,7 @@ def test_kernels_are_compiled_once(tmp_path):
     assert compiled == ["pack._pack", "pack._unpack"]
     assert run(WORK, LLMQ_CACHE_DIR=str(tmp_path)) == [folder]
     # Truncated files are no more than a miss.
-    for file in Path(folder).rglob("*.nb[ci]"):
+    for file in Path(folder).rglob("*.nbc"):
         file.write_bytes(file.read_bytes()[:40])
     assert run(WORK, LLMQ_CACHE_DIR=str(tmp_path)) == [folder, *compiled]
 
