@@ -58,7 +58,7 @@ def _files(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not isinstance(manifest.get("tensors"), dict):
         raise InputError("lists no files or no tensors", file=folder / MANIFEST, hint=_AGAIN)
     for name, entry in files.items():
-        plain = name == Path(name).name and name not in (".", "..") and not set(name) & set("/\\:\0")
+        plain = name == Path(name).name and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
         sound = isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
         if not plain or not sound or not _SHA256.fullmatch(entry["sha256"]):
             raise InputError("malformed entry", file=folder / MANIFEST, found=repr(name)[:80], hint=_AGAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
@@ -10,6 +11,7 @@ from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
 from llmq.checkpoint.manifest import MANIFEST
+from llmq.checkpoint.safe_open import allowed_roots, open_inside
 from llmq.system.files import atomic_write, replace, sync_file, sync_folder
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
         return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     digest = hashlib.sha256()
     size = 0
-    with content.open("rb") as source, temporary.open("wb") as target:
+    fd, _ = open_inside(content, allowed_roots(content.parent))
+    with os.fdopen(fd, "rb") as source, temporary.open("wb") as target:
         while block := source.read(_BLOCK):
             target.write(block)
             digest.update(block)

@@ -1,0 +1,1 @@
+"""The sections of `make torture`: each tries to break a promise of docs/reliability.md, over and over."""
