@@ -34,7 +34,9 @@ def printable(text: object) -> str:
 
 def displayable(text: str) -> str:
     """Escape the characters by which a text steers a terminal, and leave all others, line ends too."""
-    return "".join(c if c in "\n\t" or category(c) != "Cc" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c in "\n\t" or category(c) != "Cc" else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def first_line(error: BaseException) -> str:

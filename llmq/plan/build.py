@@ -120,7 +120,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
     """Raise InputError where the configuration of a known architecture makes no sense: nothing could run the result."""
     model_type = config.get("model_type")
     if model_type is not None and not isinstance(model_type, str):
-        raise InputError("model_type makes no sense", file="config.json", expected="a string", found=repr(model_type)[:60])
+        raise InputError(
+            "model_type makes no sense", file="config.json", expected="a string", found=repr(model_type)[:60]
+        )
     if model_type in ARCHITECTURES:
         with contextlib.suppress(UnsupportedError):  # what llmq cannot run, others may
             decoder_config(config)

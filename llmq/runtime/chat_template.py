@@ -52,9 +52,9 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
     given = {"tools": None, "documents": None, "add_generation_prompt": False} | dict(variables or {})
     given |= {"messages": said}
     most = _TEXT + 4 * len(str(given))
-    limits = {"seconds": _SECONDS, "memory": _MEMORY, "most": 12 * most + 10_000}
+    task = {"template": template, "variables": given, "characters": most}
     try:
-        sandbox = Confined("template", **limits, template=template, variables=given, characters=most)
+        sandbox = Confined("template", task, seconds=_SECONDS, memory=_MEMORY, most=12 * most + 10_000)
     except OSError as error:
         raise ResourceError(f"no process for the chat template can be started: {error.strerror}") from error
     reply = sandbox.reply()

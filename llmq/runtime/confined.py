@@ -15,7 +15,7 @@ __all__ = ["Confined"]
 
 _PROGRAM: Final = Path(__file__).with_name("sandbox.py")
 _WAIT: Final = 20.0
-"""Seconds beyond those of work until the process is ended whatever it does: a busy machine may take long over little."""
+"""Seconds beyond those of work until the process is ended in any case: a busy machine takes long over little."""
 
 _KEPT: Final = ("TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Of the environment; strangers have no business with the rest."""
@@ -28,14 +28,14 @@ class Confined:
     ----------
     task : str
         Which one; see `llmq.runtime.sandbox`.
+    request : dict
+        What the task needs, JSON-able.
     seconds : float
         Of processor time.
     memory : int
         Bytes.
     most : int
         Bytes of the reply that are read.
-    **request
-        What the task needs, JSON-able.
 
     Raises
     ------
@@ -43,10 +43,9 @@ class Confined:
         No process can be started.
     """
 
-    def __init__(self, task: str, *, seconds: float, memory: int, most: int, **request: Any) -> None:
+    def __init__(self, task: str, request: dict[str, Any], *, seconds: float, memory: int, most: int) -> None:
         limits = {"task": task, "seconds": seconds, "memory": memory, "path": sys.path}
         self._most = most
-        self._request = json.dumps(request | limits).encode("ascii")
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         # -I and -S: nothing of the user's surroundings is looked at; the path comes with the request.
         command = [sys.executable, "-I", "-S", "-B", str(_PROGRAM)]
@@ -62,7 +61,7 @@ class Confined:
         self._end.start()
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended already
-            self._process.stdin.write(self._request)
+            self._process.stdin.write(json.dumps(request | limits).encode("ascii"))
             self._process.stdin.flush()
         with contextlib.suppress(OSError):
             self._process.stdin.close()

@@ -1,9 +1,9 @@
 """The program that runs what strangers wrote, chat templates and tokenizers, in a process that can do nothing else.
 
 `llmq.runtime.confined` starts it. It reads a request from standard input and writes a reply to standard output, both
-JSON. Some of what a template can ask for, such as ``10 ** 10 ** 10``, is a single step that nothing within a process can
-interrupt, and some of what a tokenizer can, ends the process: hence one of its own, whose time and memory the system
-bounds and which can open no file.
+JSON. Some of what a template can ask for, such as ``10 ** 10 ** 10``, is a single step that nothing within a process
+can interrupt, and some of what a tokenizer can, ends the process: hence one of its own, whose time and memory the
+system bounds and which can open no file.
 
 Nothing of llmq is imported here, so that it starts within a tenth of a second.
 """
@@ -85,74 +85,88 @@ def _prepare_tokenizer(request: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 def environment() -> Any:
     """The sandboxed Jinja environment that templates are written for, with what transformers offers them."""
-    import datetime
-
-    from jinja2 import nodes
-    from jinja2.exceptions import SecurityError, TemplateError
-    from jinja2.ext import Extension, loopcontrols
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_generation(), loopcontrols])
+    made.filters["tojson"] = _tojson
+    made.globals |= {
+        "dict": _Dictionary(), "namespace": _namespace(), "raise_exception": _raise, "strftime_now": _strftime_now,
+    }  # fmt: skip
+    return made
+
+
+def _generation() -> Any:
+    """``{% generation %}`` around what an assistant says, which marks it for training, and is only rendered here."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
 
     class Generation(Extension):
-        """``{% generation %}`` around what an assistant says marks it for training; here it is only rendered."""
-
         tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
 
         def parse(self, parser: Any) -> Any:
-            """Read up to ``{% endgeneration %}``, as a block with names of its own."""
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            # A block with names of its own.
             return nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
 
         def _as_it_is(self, caller: Callable[[], str]) -> str:
             return caller()
 
-    class Fields(Namespace):
-        """A namespace without names that begin with an underscore."""
+    return Generation
 
-        def __init__(*args: Any, **fields: Any) -> None:  # noqa: N805  (`self` may be a field)
-            given = dict(*args[1:], **fields)
-            for name in given:
-                _refuse(name)
-            Namespace.__init__(args[0], given)
 
-        def __setitem__(self, name: str, value: Any) -> None:
-            _refuse(name)
-            super().__setitem__(name, value)
+def _namespace() -> Any:
+    """Jinja's, without names that begin with an underscore."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
 
-    def _refuse(name: Any) -> None:
+    def check(name: Any) -> None:
         if isinstance(name, str) and name.startswith("_"):
             raise SecurityError(f"{name!r} begins with an underscore")
 
-    class Dictionary:
-        """``dict``, without what else hangs on a class."""
+    class Fields(Namespace):
+        # A field may be called `self`.
+        def __init__(*args: Any, **fields: Any) -> None:
+            given = dict(*args[1:], **fields)
+            for name in given:
+                check(name)
+            Namespace.__init__(args[0], given)
 
-        def __call__(self, *args: Any, **fields: Any) -> dict[Any, Any]:
-            return dict(*args, **fields)
+        def __setitem__(self, name: str, value: Any) -> None:
+            check(name)
+            super().__setitem__(name, value)
 
-        def fromkeys(self, *args: Any) -> dict[Any, Any]:
-            """As `dict.fromkeys`."""
-            return dict.fromkeys(*args)
+    return Fields
 
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
 
-    def strftime_now(layout: str) -> str:
-        return datetime.datetime.now().strftime(layout)  # noqa: DTZ005  (templates want the time here)
+class _Dictionary:
+    """``dict``, without what else hangs on a class."""
 
-    def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+    def __call__(self, *args: Any, **fields: Any) -> dict[Any, Any]:
+        return dict(*args, **fields)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals |= {
-        "dict": Dictionary(), "namespace": Fields, "raise_exception": raise_exception, "strftime_now": strftime_now,
-    }  # fmt: skip
-    return made
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As `dict.fromkeys`."""
+        return dict.fromkeys(*args)
+
+
+def _raise(message: str) -> NoReturn:
+    from jinja2.exceptions import TemplateError
+
+    raise TemplateError(message)
+
+
+def _strftime_now(layout: str) -> str:
+    import datetime
+
+    return datetime.datetime.now().strftime(layout)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def render(made: Any, template: str, variables: dict[str, Any], most: int) -> str:

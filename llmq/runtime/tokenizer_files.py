@@ -1,7 +1,7 @@
 """The files of a tokenizer, taken into a folder of our own before a library reads them.
 
-Libraries open what a folder and its files name: links, pipes, other paths, modules. In a copy there is none of that, and
-nobody changes it meanwhile.
+Libraries open what a folder and its files name: links, pipes, other paths, modules. In a copy there is none of that,
+and nobody changes it meanwhile.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ def probed(file: Path) -> Iterator[Callable[[], None]]:
     Yields
     ------
     callable
-        Waits for what came of it, and raises InputError where the library crashed, or took too much time or memory. What
-        it merely refuses, it will refuse here too; so will it where no process can be started.
+        Waits for what came of it, and raises InputError where the library crashed, or took too much time or memory.
+        What it merely refuses, it will refuse here too. Where no process can be started, nothing is tried.
     """
     sandbox = None
     if file.exists():
         with contextlib.suppress(OSError):
-            limits = {"seconds": _SECONDS, "memory": _MEMORY, "most": 10_000}
-            sandbox = Confined("tokenizer", **limits, file=str(file), tokens=_MOST_TOKENS)
+            task = {"file": str(file), "tokens": _MOST_TOKENS}
+            sandbox = Confined("tokenizer", task, seconds=_SECONDS, memory=_MEMORY, most=10_000)
 
     def check() -> None:
         reply = {} if sandbox is None else sandbox.reply()

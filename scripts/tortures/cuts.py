@@ -6,9 +6,8 @@ import contextlib
 import io
 from typing import TYPE_CHECKING
 
-from tortures.attacks.headers import header_end
-
 from llmq.cli.main import status
+from tortures.attacks.headers import header_end
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Section `hostile` of `make torture`: every malformed checkpoint of the table, and files that are swapped meanwhile."""
+"""Section `hostile` of `make torture`: every malformed checkpoint of the table, and files that change meanwhile."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ __all__ = ["main"]
 
 _SECONDS: Final = 15.0
 _BYTES: Final = 1 << 30
-_SECRET: Final = "secret"
+_HIDDEN: Final = "what nobody may read"
 _ALLOWED: Final = {-1: (0, 2, 3, 4), -3: (3, 4)}
 _STEERING: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -47,7 +47,7 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     sound = scratch / "sound"
     if not sound.exists():
-        made = in_fork(lambda: write_sound(sound) or 0, scratch, seconds=600)
+        made = in_fork(lambda: _made(sound), scratch, seconds=600)
         if made.code:
             sys.exit(made.err)
     _warm(sound / "single")
@@ -63,6 +63,11 @@ def main() -> None:
             _tell(_race(name, scratch, times=100 if options.quick else 3000))
 
 
+def _made(sound: Path) -> int:
+    write_sound(sound)
+    return 0
+
+
 def _tell(row: dict[str, Any]) -> None:
     print(json.dumps({"runs": 1} | row), flush=True)
 
@@ -74,7 +79,7 @@ def _place(scratch: Path, start: str) -> Path:
     (place / OUTSIDE).mkdir(parents=True)
     (place / "work").mkdir()
     for name in ("secret.safetensors", "passwd"):
-        (place / OUTSIDE / name).write_text(_SECRET)
+        (place / OUTSIDE / name).write_text(_HIDDEN)
     shutil.copytree(scratch / "sound" / start, place / "model")
     return place
 
@@ -109,10 +114,17 @@ def _race(name: str, scratch: Path, *, times: int) -> dict[str, Any]:
 
 
 def _counted(name: str, outcome: Outcome) -> dict[str, Any]:
-    row = {"name": name, "command": "", "code": outcome.code, "seconds": outcome.seconds, "megabytes": outcome.grown >> 20}
+    row = {
+        "name": name,
+        "command": "",
+        "code": outcome.code,
+        "seconds": outcome.seconds,
+        "megabytes": outcome.grown >> 20,
+    }
     if outcome.code:
         return row | {"wrong": f"exit code {outcome.code}", "error": outcome.err[-600:]}
-    return row | {"error": ""} | json.loads(outcome.out)
+    found: dict[str, Any] = json.loads(outcome.out)
+    return row | {"error": ""} | found
 
 
 def _import_everything() -> None:
@@ -134,7 +146,7 @@ def _warm(folder: Path) -> None:
     from llmq.runtime.text import load_tokenizer
 
     load_tokenizer(folder)
-    assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"
 
 
 def _try(case: Case, command: str, scratch: Path) -> dict[str, Any]:
@@ -144,7 +156,18 @@ def _try(case: Case, command: str, scratch: Path) -> dict[str, Any]:
     case.change(folder)
     (scratch / "stdin").write_text("hi\n")
     arguments = {
-        "quantize": ["quantize", str(folder), "-o", str(out), "--method", "rtn", "--group-size", "32", "--lm-head", "keep"],
+        "quantize": [
+            "quantize",
+            str(folder),
+            "-o",
+            str(out),
+            "--method",
+            "rtn",
+            "--group-size",
+            "32",
+            "--lm-head",
+            "keep",
+        ],
         "inspect": ["inspect", str(folder), *([] if case.group == "large" else ["--tensors"])],
         "generate": ["generate", str(folder), "-p", "hi", "-m", "2"],
         "chat": ["chat", str(folder), "-m", "2"],
@@ -158,7 +181,8 @@ def _try(case: Case, command: str, scratch: Path) -> dict[str, Any]:
         events = [event for event in watched.events() if command != "quantize" or not event.startswith("case/out")]
     wrong = _judge(case, command, outcome, events, out.exists())
     return {
-        "name": case.name, "command": command, "code": outcome.code, "wrong": wrong, "seconds": round(outcome.seconds, 3),
+        "name": case.name, "command": command, "code": outcome.code, "wrong": wrong, "seconds": round(outcome.seconds,
+        3),
         "megabytes": outcome.grown >> 20, "error": outcome.err[-600:] if wrong else _error_of(outcome.err),
     }  # fmt: skip
 
@@ -191,12 +215,14 @@ def _judge(case: Case, command: str, outcome: Outcome, events: list[str], made: 
         f"took {outcome.grown >> 20} MB": outcome.grown < _BYTES,
         "traceback": "Traceback" not in outcome.err and "panicked" not in outcome.err,
         f"{len(errors)} lines of error": len(errors) == int(refused),
-        "steers the terminal": not _STEERING.search(outcome.err + ("" if command in ("generate", "chat") else outcome.out)),
+        "steers the terminal": not _STEERING.search(
+            outcome.err + ("" if command in ("generate", "chat") else outcome.out)
+        ),
         "words missing in the error": not refused or not errors or all(word in errors[0] for word in case.words),
         "no such hint": not refused or not case.hint or any(case.hint in line for line in hints),
         "output made": not (refused and made),
         f"looked outside or wrote: {events[:3]}": not events,
-        "secret told": _SECRET not in outcome.out,
+        "secret told": _HIDDEN not in outcome.out,
     }
     return "; ".join(what for what, fine in checks.items() if not fine)
 

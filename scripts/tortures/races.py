@@ -8,13 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tortures.attacks.case import MODEL
-from tortures.attacks.folders import OUTSIDE
-
 from llmq.checkpoint.publish import publish_file
 from llmq.checkpoint.source import open_source
 from llmq.errors import LlmqError
 from llmq.runtime.tokenizer_files import taken
+from tortures.attacks.case import MODEL
+from tortures.attacks.folders import OUTSIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

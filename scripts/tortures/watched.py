@@ -43,7 +43,7 @@ class Watched:
 
     def events(self) -> list[str]:
         """What happened since this was last asked."""
-        found = []
+        found: list[str] = []
         while True:
             try:
                 data = os.read(self._fd, 1 << 16)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -120,7 +120,8 @@ def append(tensors: Mapping[str, tuple[str, list[int], bytes]], file: str = MODE
         found: dict[str, Any] = {"__metadata__": header.pop("__metadata__", {})}
         parts, end = [], 0
         kept = {
-            name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])]) for name, entry in header.items()
+            name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+            for name, entry in header.items()
         }
         for name, (dtype, shape, content) in (kept | dict(tensors)).items():
             found[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(content)]}

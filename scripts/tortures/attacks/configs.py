@@ -1,4 +1,4 @@
-"""Configurations that make no sense: ``config.json``, ``generation_config.json``, and those of quantized checkpoints."""
+"""Configurations that make no sense: ``config.json``, ``generation_config.json``, those of quantized checkpoints."""
 
 from __future__ import annotations
 
@@ -51,10 +51,12 @@ def malformed(name: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Every way in which a JSON file is no JSON object."""
     texts: dict[str, str | bytes] = {
         "empty": "", "null": "null", "a list": "[]", "a string": '"x"', "a number": "7", "cut": '{"a": [1, 2',
-        "NaN": '{"a": NaN}', "minus infinity": '{"a": -Infinity}', "1e999": '{"a": 1e999}', "duplicate key": '{"a":1,"a":1}',
+        "NaN": '{"a": NaN}', "minus infinity": '{"a": -Infinity}', "1e999": '{"a": 1e999}',
+        "duplicate key": '{"a":1,"a":1}',
         "duplicate key deep inside": '{"a": {"b": [{"c": 1, "c": 2}]}}', "not UTF-8": b'{"a": "\xff\xfe"}',
         "half a surrogate pair": '{"a": "\\udfff"}', "lists 100,000 deep": '{"a": ' + "[" * _DEEP,
-        "objects 100,000 deep": '{"a":' * _DEEP + "1" + "}" * _DEEP, "lists 900 deep": '{"a": ' + "[" * 900 + "]" * 900 + "}",
+        "objects 100,000 deep": '{"a":' * _DEEP + "1" + "}" * _DEEP,
+        "lists 900 deep": '{"a": ' + "[" * 900 + "]" * 900 + "}",
         "lists 300 deep": '{"a": ' + "[" * 300 + "]" * 300 + "}", "5000 digits": '{"a": ' + "9" * 5000 + "}",
         "a byte-order mark": b"\xef\xbb\xbf{}", "UTF-16": '{"a": 1}'.encode("utf-16"), "zeros": bytes(1000),
         "a web page": "<!DOCTYPE html><html>", "an LFS pointer": "version https://git-lfs.github.com/spec/v1",
@@ -109,15 +111,38 @@ def _other_fields() -> Iterator[Case]:
         yield Case(f"config: model_type is {what}", change, {"quantize": -1, "inspect": 0, "generate": 4})
     gpt2 = edit_json(CONFIG, model_type="gpt2")
     yield Case("config: model_type gpt2", gpt2, {"quantize": 4}, ("gpt2",), "nn.Linear")
+    yield from _of_other_types()
+    yield from _other_features()
+    for what, value in {"a string": "x", "a list": [[1]], "a float": 1.5, "an object": {"a": 1}, "true": True}.items():
+        change = edit_json(CONFIG, eos_token_id=value)
+        yield Case(f"config: eos_token_id is {what}", change, {"inspect": 0, "generate": 3}, (CONFIG, "eos_token_id"))
+    for what, value in {"negative": -1, "of no token": 10**6, "400 digits": 10**399}.items():
+        yield Case(f"config: eos_token_id is {what}", edit_json(CONFIG, eos_token_id=value), {"generate": -1})
+    code = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "other/repo--evil.Model"}
+    maps: dict[str, Any] = {"an object": code, "a list": [1], "a string": "x"}
+    for what, found in maps.items():
+        yield Case(f"code: auto_map is {what}", edit_json(CONFIG, auto_map=found), dict.fromkeys(READERS, 0))
+    for key in ("text_config", "quantization_config", "vision_config"):
+        for what, section in {"a list": [1], "a string": "x", "a number": 3}.items():
+            yield Case(f"config: {key} is {what}", edit_json(CONFIG, **{key: section}), dict.fromkeys(READERS, -1))
+    yield Case("config: 200 kB of keys", _many_keys, dict.fromkeys(READERS, 0))
+    yield from _unknown()
+
+
+def _of_other_types() -> Iterator[Case]:
     fields: dict[str, dict[str, Any]] = {
-        "rms_norm_eps": {"a string": "x", "zero": 0, "negative": -1e-5, "a list": [], "400 digits": 10**399, "1e301": 1e301},
+        "rms_norm_eps": {"a string": "x", "zero": 0, "negative": -1e-5, "a list": [], "400 digits": 10**399,
+        "1e301": 1e301},
         "tie_word_embeddings": {"a string": "yes", "a number": 1, "a list": []},
         "attention_bias": {"a string": "yes", "a number": 1}, "mlp_bias": {"a list": [], "a number": 0.5},
     }  # fmt: skip
     for key, values in fields.items():
         for what, value in values.items():
             yield Case(f"config: {key} is {what}", edit_json(CONFIG, **{key: value}), _RUN, (CONFIG, key))
-    refused = {
+
+
+def _other_features() -> Iterator[Case]:
+    refused: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("gelu", 5, [], {"a": 1}), "sliding_window": (4, "x", []), "layer_types": (5, ["x"], {"a": 1}),
         "attn_logit_softcapping": (50.0, "x"), "partial_rotary_factor": (0.5, [1]), "use_mrope": (True, "x"),
     }  # fmt: skip
@@ -125,19 +150,10 @@ def _other_fields() -> Iterator[Case]:
         for value in values:
             change = edit_json(CONFIG, **{key: value})
             yield Case(f"config: {key} is {value!r}", change, {"inspect": 0, "generate": 4}, (CONFIG, key))
-    for what, value in {"a string": "x", "a list": [[1]], "a float": 1.5, "an object": {"a": 1}, "true": True}.items():
-        change = edit_json(CONFIG, eos_token_id=value)
-        yield Case(f"config: eos_token_id is {what}", change, {"inspect": 0, "generate": 3}, (CONFIG, "eos_token_id"))
-    for what, value in {"negative": -1, "of no token": 10**6, "400 digits": 10**399}.items():
-        yield Case(f"config: eos_token_id is {what}", edit_json(CONFIG, eos_token_id=value), {"generate": -1})
-    code = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "other/repo--evil.Model"}
-    for what, value in {"an object": code, "a list": [1], "a string": "x"}.items():
-        yield Case(f"code: auto_map is {what}", edit_json(CONFIG, auto_map=value), dict.fromkeys(READERS, 0))
-    for key in ("text_config", "quantization_config", "vision_config"):
-        for what, value in {"a list": [1], "a string": "x", "a number": 3}.items():
-            yield Case(f"config: {key} is {what}", edit_json(CONFIG, **{key: value}), dict.fromkeys(READERS, -1))
-    yield Case("config: 200 kB of keys", _many_keys, dict.fromkeys(READERS, 0))
-    unknown = {
+
+
+def _unknown() -> Iterator[Case]:
+    unknown: dict[str, dict[str, Any]] = {
         "sizes of 10**9": {"n_embd": 10**9, "n_inner": 10**9, "hidden_size": 10**9, "vocab_size": 10**9},
         "10**9 layers": {"num_hidden_layers": 10**9, "n_layer": 10**9}, "code": {"auto_map": {"AutoConfig": "a.B"}},
         "strings": dict.fromkeys(("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"), "x"),
@@ -159,7 +175,8 @@ def _ropes() -> Iterator[Case]:
         "a string": "x", "a list": [1], "a number": 4.0, "of an unknown type": {"rope_type": "x", "factor": 2.0},
         "type a number": {"rope_type": 5}, "type a list": {"rope_type": []}, "no factor": {"rope_type": "linear"},
         "factor zero": {"rope_type": "linear", "factor": 0}, "factor negative": {"rope_type": "linear", "factor": -2.0},
-        "factor a string": {"rope_type": "linear", "factor": "x"}, "factor 1e300": {"rope_type": "linear", "factor": 1e300},
+        "factor a string": {"rope_type": "linear", "factor": "x"}, "factor 1e300": {"rope_type": "linear",
+        "factor": 1e300},
         "factor of 400 digits": {"rope_type": "linear", "factor": 10**399},
         "llama3 with bands that cross": {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
@@ -167,7 +184,8 @@ def _ropes() -> Iterator[Case]:
         },
         "original context zero": scaled | {"original_max_position_embeddings": 0},
         "original context negative": scaled | {"original_max_position_embeddings": -5},
-        "beta_fast a string": scaled | {"beta_fast": "x"}, "attention_factor negative": scaled | {"attention_factor": -1.0},
+        "beta_fast a string": scaled | {"beta_fast": "x"},
+        "attention_factor negative": scaled | {"attention_factor": -1.0},
         "truncate a number": scaled | {"truncate": 3}, "longrope": {"rope_type": "longrope", "factor": 2.0},
         "per layer": {"full_attention": {"rope_type": "default"}},
     }  # fmt: skip
@@ -195,7 +213,11 @@ def _experts() -> Iterator[Case]:
             yield Case(f"experts: {kind} {key} is {what}", change, {"inspect": 0, "generate": 3}, (CONFIG, key))
         more = edit_json(CONFIG, **{"model_type": kind, key: 8, "num_experts_per_tok": 9})
         yield Case(f"experts: {kind} uses more than there are", more, {"generate": 3}, (CONFIG, "num_experts_per_tok"))
-    odd = {"mlp_only_layers": ("x", 5, ["a"], {"a": 1}), "decoder_sparse_step": (0, "x", 10**10), "norm_topk_prob": ("x", 1)}
+    odd = {
+        "mlp_only_layers": ("x", 5, ["a"], {"a": 1}),
+        "decoder_sparse_step": (0, "x", 10**10),
+        "norm_topk_prob": ("x", 1),
+    }
     for key, values in odd.items():
         for value in values:
             change = edit_json(CONFIG, **{"model_type": "qwen3_moe"} | base | {key: value})
@@ -257,4 +279,6 @@ def _quantized_already() -> Iterator[Case]:
         tensors = {f"{module}{name}": ("BF16", [2], bytes(4)) for name in names}
         yield Case(f"quantized: tensors of {what}", append(tensors), codes, (what,), "")
     part = append({f"{module}.weight_shape": ("I64", [2], bytes(16))})
-    yield Case("quantized: a name that llmq gives", part, {"quantize": 4}, (MODEL, f"{module}.weight_shape"), "--ignore")
+    yield Case(
+        "quantized: a name that llmq gives", part, {"quantize": 4}, (MODEL, f"{module}.weight_shape"), "--ignore"
+    )

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["OUTSIDE", "cases"]
+__all__ = ["OUTSIDE", "TARGETS", "cases"]
 
 OUTSIDE: Final = "outside"
 """The folder beside a checkpoint that nobody may look into."""
 
 _FIRST: Final = "lm_head.weight"
 
-_TARGETS: Final = (
+TARGETS: Final = (
     "../outside/secret.safetensors", "../outside/../outside/secret.safetensors", "./../outside/secret.safetensors",
-    "sub/../../outside/secret.safetensors", "{outside}/secret.safetensors", "/etc/passwd", "/dev/zero", "/proc/self/mem",
-    "//etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x.safetensors", "~/secret.safetensors", "~root/x.safetensors",
+    "sub/../../outside/secret.safetensors", "{outside}/secret.safetensors", "/etc/passwd", "/dev/zero",
+    "/proc/self/mem",
+    "//etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x.safetensors", "~/secret.safetensors",
+    "~root/x.safetensors",
     "$HOME/x.safetensors", "%2e%2e/outside/secret.safetensors", "..%2foutside%2fsecret.safetensors",
     "..\\outside\\secret.safetensors", "C:\\x.safetensors", "C:x.safetensors", "C:/x.safetensors",
     "\\\\host\\share\\x.safetensors", "\\\\?\\C:\\x.safetensors", "CON.safetensors/", "..", ".", "", " ", "/", "\\",
@@ -47,10 +49,11 @@ def cases() -> Iterator[Case]:
 
 
 def _weight_maps() -> Iterator[Case]:
-    for target in _TARGETS:
+    for target in TARGETS:
         name = json.dumps(target)[1:-1] or "(nothing)"
         yield Case(f"weight_map: {name}", _map(target), words=(INDEX, _FIRST, "weight_map must"), start="sharded")
-    for name, value in {"null": None, "a number": 1, "a list": ["x"], "an object": {}, "true": True}.items():
+    others: dict[str, Any] = {"null": None, "a number": 1, "a list": ["x"], "an object": {}, "true": True}
+    for name, value in others.items():
         yield Case(f"weight_map: {name}", _map(value), words=(INDEX, _FIRST, "weight_map must"), start="sharded")
 
 
@@ -80,7 +83,8 @@ def _text(name: str, text: str | bytes) -> Callable[[Path], object]:
 
 def _indexes() -> Iterator[Case]:
     texts: dict[str, str | bytes] = {
-        "empty": "", "null": "null", "a list": "[]", "a number": "1", "no weight_map": "{}", "NaN": '{"weight_map": NaN}',
+        "empty": "", "null": "null", "a list": "[]", "a number": "1", "no weight_map": "{}",
+        "NaN": '{"weight_map": NaN}',
         "empty weight_map": '{"weight_map": {}}', "weight_map a list": '{"weight_map": []}',
         "weight_map a string": '{"weight_map": "x"}', "cut": '{"weight_map": {"a', "not UTF-8": b'{"\xff": 1}',
         "duplicate key": '{"weight_map": {"a": "a.safetensors"}, "weight_map": {"a": "a.safetensors"}}',
@@ -118,7 +122,10 @@ def _indexes() -> Iterator[Case]:
     )  # fmt: skip
     yield Case("index: of a size without end", _endless(INDEX), words=(INDEX, "too long"), start="sharded")
     yield Case(
-        "index: missing", lambda folder: (folder / INDEX).unlink(), words=("3 safetensors files", INDEX), start="sharded"
+        "index: missing",
+        lambda folder: (folder / INDEX).unlink(),
+        words=("3 safetensors files", INDEX),
+        start="sharded",
     )
 
 

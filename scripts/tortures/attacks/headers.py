@@ -10,13 +10,13 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING, Any, Final
 
-from tortures.attacks.case import MODEL, SHARD, Case, append, replace_header, safetensors, split
+from tortures.attacks.case import MODEL, Case, append, replace_header, safetensors, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["CUTS", "cases"]
+__all__ = ["cases", "handmade", "header_end"]
 
 _CAP: Final = 100_000_000
 _NAME: Final = "model.norm.weight"
@@ -25,7 +25,7 @@ _NAME: Final = "model.norm.weight"
 def cases() -> Iterator[Case]:
     """All of them."""
     yield from (Case(f"file: {name}", _write(content), words=(MODEL, *words)) for name, content, words in _files())
-    yield from (Case(f"header: {name}", _write(content), words=(MODEL, *words)) for name, content, words in _headers())
+    yield from (Case(f"header: {name}", _write(content), words=(MODEL, *words)) for name, content, words in handmade())
     yield from (Case(f"header: {name}", replace_header(edit), words=(MODEL, *words)) for name, edit, words in _edits())
     yield from _names()
     yield from _large()
@@ -75,8 +75,8 @@ def _files() -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
     yield "zip behind a safetensors file", polyglot + _zip(b"x"), ("bytes behind the last tensor",)
 
 
-def _headers() -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
-    """Headers as text."""
+def handmade() -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
+    """Files whose headers are no JSON, or none that two parsers read alike; with words that say so."""
     one = '{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'
     texts = {
         "not an object": ("[]", "JSON object"),
@@ -98,7 +98,8 @@ def _headers() -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
         "half a surrogate pair": (f'{{"\\ud800":{one}}}', "surrogate"),
         "lists 100,000 deep": ('{"a":' + "[" * 100_000, "nested too deeply"),
         "objects 100,000 deep": ('{"a":' * 100_000, "nested too deeply"),
-        "lists 500 deep": ('{"a":' + "[" * 500 + "]" * 500 + "}", "a: "),
+        "lists 500 deep": ('{"a":' + "[" * 500 + "]" * 500 + "}", "nested too deeply"),
+        "lists 50 deep": ('{"a":' + "[" * 50 + "]" * 50 + "}", "a: "),
         "control character in a name": ('{"a\x01":1}', "not valid JSON"),
     }
     for name, (text, *words) in texts.items():
@@ -112,7 +113,8 @@ def _edits() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any], tuple[str, 
     """Sound headers with one field that is wrong; the tensor is named."""
     wrong: dict[str, dict[str, Any]] = {
         "dtype": {
-            "null": None, "a number": 7, "a list": ["BF16"], "lower case": "bf16", "unknown": "Q4_K", "long": "X" * 5000,
+            "null": None, "a number": 7, "a list": ["BF16"], "lower case": "bf16", "unknown": "Q4_K",
+            "long": "X" * 5000,
             "empty": "", "with an escape sequence": "\x1b[31mBF16",
         },
         "shape": {
@@ -173,7 +175,8 @@ def _names() -> Iterator[Case]:
     for name, text in refused.items():
         yield Case(f"name: {name}", append({text: ("U8", [2], b"\0\0")}), words=(MODEL, "name"))
     odd = {
-        "newline": "a\nerror: all is well", "escape sequence": "\x1b[2J\x1b]0;owned\x07x", "right to left": "\u202egpj.x",
+        "newline": "a\nerror: all is well", "escape sequence": "\x1b[2J\x1b]0;owned\x07x",
+        "right to left": "\u202egpj.x",
         "zero width": "a\u200bb", "carriage return": "x\rerror: none", "path": "../../etc/passwd", "empty": "",
         "DEL and C1": "a\x7f\x9b31mb", "emoji": "\U0001f642", "tab": "a\tb", "4,096 bytes": "a" * 4096,
         "percent": "%s%n%(x)s", "braces": "{0.__class__}", "markup": "[bold red]x[/]",
@@ -237,8 +240,8 @@ def _dtypes() -> Iterator[Case]:
     for dtype in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"):
         change = append({weight: (dtype, [128, 64], bytes(8192))})
         yield Case(f"dtype: {dtype} without a scale", change, unscaled, (MODEL, weight, dtype), "")
-    for dtype, per in (("F4", 2), ("F6_E2M3", 0.75), ("F6_E3M2", 0.75)):
-        change = append({weight: (dtype, [128, 64], bytes(int(8192 * per) if per < 1 else 8192 // per))})
+    for dtype, bits in (("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6)):
+        change = append({weight: (dtype, [128, 64], bytes(8192 * bits // 8))})
         codes = dict.fromkeys(("quantize", "inspect", "generate"), 4)
         yield Case(f"dtype: {dtype}", change, codes, (MODEL, weight, dtype))
     copied = {"quantize": 0, "inspect": 0, "generate": 4}
@@ -256,11 +259,9 @@ def _dtypes() -> Iterator[Case]:
         odd = append({weight: ("BF16", shape, bytes(2 * count))})
         yield Case(f"shape: {name}", odd, {"quantize": 0, "inspect": 0, "generate": 3})
     bad = append({f"{weight}_scale": ("F32", [7, 3], bytes(84)), weight: ("F8_E4M3", [128, 64], bytes(8192))})
-    yield Case("dtype: F8 with a scale that does not fit", bad, {"quantize": 3, "inspect": 0}, (MODEL, f"{weight}_scale"))
-
-
-CUTS: Final = (MODEL, SHARD)
-"""Files that are cut off at every byte of their headers, and at every 64th of their data."""
+    yield Case(
+        "dtype: F8 with a scale that does not fit", bad, {"quantize": 3, "inspect": 0}, (MODEL, f"{weight}_scale")
+    )
 
 
 def header_end(content: bytes) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+
 from tortures.attacks.case import INDEX, MODEL, read_json, write_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ CONFIG: Final[dict[str, Any]] = {
 }
 
 KINDS: Final = ("single", "sharded", "packed", "asymmetric", "output")
-"""One file; three; codes in a checkpoint as other programs write it, without and with zero points; one of llmq's own."""
+"""One file; three; codes as other programs write them, without and with zero points; an output of llmq."""
 
 _TEMPLATE: Final = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"

@@ -26,10 +26,12 @@ TEMPLATES: Final[dict[str, str]] = {
     "loops that write": "{% for a in range(99999) %}{% for b in range(99999) %}aaaaaaaaaa{% endfor %}{% endfor %}",
     "repetition": "{{ 'a' * 10**10 }}",
     "repetition of a list": "{{ [1] * 10**10 }}",
-    "repetition bit by bit": "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "repetition bit by bit": "{% set n = namespace(s='a') %}"
+    "{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
     "power": "{{ 10 ** 10 ** 10 }}",
     "powers of powers": "{{ 9 ** 9 ** 9 ** 9 }}",
-    "long products": "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+    "long products": "{% set n = namespace(x=9) %}"
+    "{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
     "format by percent": "{{ '%0999999999d' % 1 }}",
     "format filter": "{{ '%0999999999d' | format(1) }}",
     "format method": "{{ '{:9999999999d}'.format(1) }}",
@@ -51,7 +53,8 @@ TEMPLATES: Final[dict[str, str]] = {
     "sums": "{{ range(99999) | map('string') | sum(start='') }}",
     "macros that call themselves": "{% macro a() %}{{ a() }}{{ a() }}{% endmacro %}{{ a() }}",
     "loops that call themselves": "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    "text without end": "{% for a in range(99999) %}{% for b in range(99) %}{{ b }}{{ messages }}{% endfor %}{% endfor %}",
+    "text without end": "{% for a in range(99999) %}{% for b in range(99) %}{{ b }}{{ messages }}{% endfor %}"
+    "{% endfor %}",
     "class": "{{ messages.__class__ }}",
     "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "class by attr": "{{ '' | attr('__class__') }}",
@@ -101,14 +104,23 @@ def cases() -> Iterator[Case]:
         code = -1 if name in _SOUND else -3
         words = () if name in _SOUND else (_SETTINGS,) if name in _NO_JSON else ("template",)
         yield Case(f"template: {name}", edit_json(_SETTINGS, chat_template=template), {"chat": code}, words)
-    for what, value in {"a number": 5, "a list of numbers": [5], "an object": {"a": 1}, "a list": [{"name": "default"}]}.items():
+    for what, value in {
+        "a number": 5,
+        "a list of numbers": [5],
+        "an object": {"a": 1},
+        "a list": [{"name": "default"}],
+    }.items():
         yield Case(f"template: {what}", edit_json(_SETTINGS, chat_template=value), {"chat": -1})
     for name in ("chat_template.jinja", "chat_template.json"):
         yield Case(f"template: {name} without end", _endless(name), {"generate": 3}, (name,))
-        yield Case(f"template: {name} is a FIFO", lambda folder, name=name: os.mkfifo(folder / name), {"generate": 3}, (name,))  # type: ignore[misc]
+        yield Case(f"template: {name} is a FIFO", _pipe(name), {"generate": 3}, (name,))
     yield Case("template: a folder of links", _linked_templates, {"chat": 0})
     yield from _tokenizers()
     yield from _settings()
+
+
+def _pipe(name: str) -> Callable[[Path], object]:
+    return lambda folder: os.mkfifo(folder / name)
 
 
 def _endless(name: str) -> Callable[[Path], object]:
@@ -150,32 +162,44 @@ def _tokenizers() -> Iterator[Case]:
     huge: Final = 10**12
     split_: Final = {"type": "Split", "pattern": {"Regex": "(a+)+$|(.*)*x"}, "behavior": "Isolated", "invert": False}
     odd: dict[str, Any] = {
-        "version": (5, None, "9.9"), "model": (None, [], 5, {}, {"type": "Nothing"}, {"type": "BPE"}, {"type": "Unigram"},
+        "version": (5, None, "9.9"), "model": (None, [], 5, {}, {"type": "Nothing"}, {"type": "BPE"},
+        {"type": "Unigram"},
             {"type": "Unigram", "unk_id": 10**9, "vocab": [["a", 0.0]]}, {"type": "Unigram", "unk_id": 5, "vocab": []},
             {"type": "WordLevel", "vocab": {"a": 4294967295}, "unk_token": "a"}, {"type": "WordPiece", "vocab": {}},
-            {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "", "continuing_subword_prefix": "", "max_input_chars_per_word": 0}),
+            {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "", "continuing_subword_prefix": "",
+            "max_input_chars_per_word": 0}),
         "normalizer": (5, [], {"type": "Nothing"}, {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
-            {"type": "Precompiled", "precompiled_charsmap": "/////w=="}, {"type": "Precompiled", "precompiled_charsmap": 5},
-            {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}, {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+            {"type": "Precompiled", "precompiled_charsmap": "/////w=="}, {"type": "Precompiled",
+            "precompiled_charsmap": 5},
+            {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}, {"type": "Replace",
+            "pattern": {"String": ""}, "content": "x"},
             {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": "a"},
             {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 99999}] * 99}),
-        "pre_tokenizer": (5, {"type": "Split"}, split_, {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False},
+        "pre_tokenizer": (5, {"type": "Split"}, split_, {"type": "Split", "pattern": {"String": ""},
+        "behavior": "Isolated", "invert": False},
             {"type": "Metaspace", "replacement": "too long"}, {"type": "FixedLength", "length": 0},
             {"type": "Sequence", "pretokenizers": [split_] * 1000}, {"type": "Digits", "individual_digits": 5}),
-        "post_processor": ({"type": "TemplateProcessing"}, {"type": "BertProcessing", "sep": ["x", huge], "cls": ["y", 0]},
-            {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "none", "type_id": 0}}], "pair": [], "special_tokens": {}},
+        "post_processor": ({"type": "TemplateProcessing"}, {"type": "BertProcessing", "sep": ["x", huge], "cls": ["y",
+        0]},
+            {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "none", "type_id": 0}}], "pair": [],
+            "special_tokens": {}},
             {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a", "type_id": 0}}], "pair": [],
              "special_tokens": {"a": {"id": "a", "ids": [4294967295] * 3, "tokens": ["a"]}}}),
         "decoder": (5, {"type": "Nothing"}, {"type": "Strip", "content": " ", "start": huge, "stop": 0},
             {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}, {"type": "CTC"}),
-        "padding": ({"strategy": {"Fixed": huge}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
-            {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": huge, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}, 5),
+        "padding": ({"strategy": {"Fixed": huge}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "a"},
+            {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": huge, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "a"}, 5),
         "truncation": ({"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 0},
             {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": huge}, 5),
         "added_tokens": (None, 5, {}, [5], [{"id": -1, "content": "a"}], [{"id": huge, "content": "a"}],
-            [{"id": 4294967295, "content": "a", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}],
-            [{"id": 0, "content": "", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}],
-            [{"id": 0, "content": "x" * 10**6, "single_word": False, "lstrip": True, "rstrip": True, "normalized": True, "special": True}]),
+            [{"id": 4294967295, "content": "a", "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True}],
+            [{"id": 0, "content": "", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+            "special": True}],
+            [{"id": 0, "content": "x" * 10**6, "single_word": False, "lstrip": True, "rstrip": True,
+            "normalized": True, "special": True}]),
     }  # fmt: skip
     for key, values in odd.items():
         for number, value in enumerate(values):
@@ -184,7 +208,8 @@ def _tokenizers() -> Iterator[Case]:
         "vocab": (None, [], 5, {}, {"a": -1}, {"a": huge}, {"a": "x"}, {"a": 0, "b": 0}, {"": 0}),
         "merges": (None, 5, ["a"], [["a"]], [["a", "b"]], ["a b c"], [["Ġ", "a"]] * 2, [[5, 5]], ["nothing here"]),
         "dropout": (2.0, -1.0, "x", 1.0), "unk_token": (5, "nothing"), "byte_fallback": (5, True),
-        "continuing_subword_prefix": ("x" * 10**6, 5), "cache_capacity": (huge,), "fuse_unk": (5,), "ignore_merges": (True, 5),
+        "continuing_subword_prefix": ("x" * 10**6, 5), "cache_capacity": (huge,), "fuse_unk": (5,),
+        "ignore_merges": (True, 5),
     }  # fmt: skip
     for key, values in models.items():
         for number, value in enumerate(values):
@@ -221,19 +246,30 @@ def _settings() -> Iterator[Case]:
     yield Case("tokenizer_config: of a size without end", _endless(_SETTINGS), _RUN, (_SETTINGS, "too long"))
     code = {"AutoTokenizer": ["evil.Evil", None]}
     odd: dict[str, tuple[Any, ...]] = {
-        "tokenizer_class": (5, [], {}, "Evil", "../x", "os.system", "x\x1b[31m", "LlamaTokenizer", "GPT2Tokenizer", "BertTokenizer",
-            "PreTrainedModel", "T5Tokenizer", "MistralCommonBackend", None, "PythonBackend", "ByT5Tokenizer", "__class__"),
-        "auto_map": (code, {"AutoTokenizer": ["other/repo--evil.Evil", None]}, [None, "evil.Evil"], {"AutoTokenizer": []}, 5, "x"),
-        "bos_token": (5, [], {}, {"__type": "AddedToken"}, {"__type": "AddedToken", "content": 5}, "x" * 10**6, {"content": "<s>"}),
-        "added_tokens_decoder": (5, [], {"x": {}}, {"0": 5}, {"0": {"content": 5}}, {"-1": {"content": "a"}}, {"4294967296": {"content": "a"}},
+        "tokenizer_class": (5, [], {}, "Evil", "../x", "os.system", "x\x1b[31m", "LlamaTokenizer", "GPT2Tokenizer",
+        "BertTokenizer",
+            "PreTrainedModel", "T5Tokenizer", "MistralCommonBackend", None, "PythonBackend", "ByT5Tokenizer",
+            "__class__"),
+        "auto_map": (code, {"AutoTokenizer": ["other/repo--evil.Evil", None]}, [None, "evil.Evil"],
+        {"AutoTokenizer": []}, 5, "x"),
+        "bos_token": (5, [], {}, {"__type": "AddedToken"}, {"__type": "AddedToken", "content": 5}, "x" * 10**6,
+        {"content": "<s>"}),
+        "added_tokens_decoder": (5, [], {"x": {}}, {"0": 5}, {"0": {"content": 5}}, {"-1": {"content": "a"}},
+        {"4294967296": {"content": "a"}},
             {"99999999999999999999": {"content": "a"}}),
         "extra_special_tokens": (5, "x", [5], {"a": 5}, ["a"] * 1000), "model_max_length": ("x", -1, 0, 10**30, []),
-        "init_inputs": ([1, 2, 3], 5, ["/etc/passwd"]), "vocab_file": ("/etc/passwd", 5), "tokenizer_file": ("/etc/passwd", "../x"),
-        "fast_tokenizer_files": (["../outside/secret.safetensors"], 5, ["tokenizer.9.9.json"]), "name_or_path": ("/etc", 5, "org/name"),
-        "padding_side": ("up", 5), "truncation_side": ("up", 5), "clean_up_tokenization_spaces": ("x", 5), "add_bos_token": ("x", True),
-        "chat_template": ([], [{"name": "default", "template": 5}]), "backend": ("x", 5), "is_local": (False,), "local_files_only": (False,),
-        "trust_remote_code": (True,), "tokenizer_object": (5,), "gguf_file": ("x.gguf",), "subfolder": ("..",), "cache_dir": ("/",),
-        "response_schema": (5, {}), "sp_model_kwargs": (5, {"a": 1}), "legacy": (5,), "processor_class": (5, "Evil"), "self": (1,), "cls": (1,),
+        "init_inputs": ([1, 2, 3], 5, ["/etc/passwd"]), "vocab_file": ("/etc/passwd", 5),
+        "tokenizer_file": ("/etc/passwd", "../x"),
+        "fast_tokenizer_files": (["../outside/secret.safetensors"], 5, ["tokenizer.9.9.json"]),
+        "name_or_path": ("/etc", 5, "org/name"),
+        "padding_side": ("up", 5), "truncation_side": ("up", 5), "clean_up_tokenization_spaces": ("x", 5),
+        "add_bos_token": ("x", True),
+        "chat_template": ([], [{"name": "default", "template": 5}]), "backend": ("x", 5), "is_local": (False,),
+        "local_files_only": (False,),
+        "trust_remote_code": (True,), "tokenizer_object": (5,), "gguf_file": ("x.gguf",), "subfolder": ("..",),
+        "cache_dir": ("/",),
+        "response_schema": (5, {}), "sp_model_kwargs": (5, {"a": 1}), "legacy": (5,), "processor_class": (5, "Evil"),
+        "self": (1,), "cls": (1,),
         "model_input_names": (5, ["x"]), "split_special_tokens": (5,), "x" * 100_000: (1,),
     }  # fmt: skip
     for key, values in odd.items():
@@ -241,7 +277,9 @@ def _settings() -> Iterator[Case]:
             shown = f"{key[:24]} {number}: {json.dumps(value)[:60]}"
             yield Case(f"tokenizer_config: {shown}", _evil(key, value), {"generate": -1})
     for name in ("special_tokens_map.json", "added_tokens.json"):
-        for number, value in enumerate(({"bos_token": 5}, {"bos_token": {"content": 5}}, {"a": -1}, {"a": 10**12}, {"a": "x"}, {"": 0})):
+        for number, value in enumerate(
+            ({"bos_token": 5}, {"bos_token": {"content": 5}}, {"a": -1}, {"a": 10**12}, {"a": "x"}, {"": 0})
+        ):
             yield Case(f"tokenizer_config: {name} {number}", text(name, json.dumps(value)), {"generate": -1})
 
 
