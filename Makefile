@@ -37,6 +37,10 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) --group bench
 	@touch $@
 
+$(VENV)/.torture: $(VENV)/.dev
+	$(PIP) --group fuzz
+	@touch $@
+
 demo: $(VENV)/.run
 	$(BIN)/python scripts/demo.py
 

@@ -13,6 +13,7 @@ LlmqError (1, unexpected)
 from __future__ import annotations
 
 from typing import Any
+from unicodedata import category
 
 __all__ = [
     "InputError",
@@ -29,6 +30,13 @@ __all__ = [
 def printable(text: object) -> str:
     """Escape control and non-ASCII-printable characters, so that names from strangers cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def displayable(text: str) -> str:
+    """Escape the characters by which a text steers a terminal, and leave all others, line ends too."""
+    return "".join(
+        c if c in "\n\t" or category(c) != "Cc" else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def first_line(error: BaseException) -> str:

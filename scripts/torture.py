@@ -32,6 +32,8 @@ SECTIONS: Final = {
     "memory": "too little memory",
     "writers": "several processes at one output",
     "flips": "every bit of an output flipped",
+    "hostile": "malformed checkpoints",
+    "fuzz": "parsers fuzzed",
     "identical": "the same bytes whatever the threads, layers and memory",
 }
 """Modules of the package `tortures`, with what each does."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_index",
     "merge_headers",
     "no_weights",
+    "parse_index",
     "shard_names",
     "tensors_of",
     "weight_map",
@@ -49,7 +50,12 @@ def weight_map(folder: Path, roots: tuple[Path, ...]) -> dict[str, str] | None:
     """
     if not is_present(folder / INDEX_FILE):
         return None
-    index = json_strict.loads(read_small(folder / INDEX_FILE, roots), INDEX_FILE)
+    return parse_index(read_small(folder / INDEX_FILE, roots))
+
+
+def parse_index(data: bytes) -> dict[str, str]:
+    """Shard by tensor name, of the bytes of an index. Raises as `weight_map` does."""
+    index = json_strict.loads(data, INDEX_FILE)
     found = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(found, dict) or not found:
         raise InputError("has no weight_map", file=INDEX_FILE)

@@ -9,8 +9,11 @@ from typing import Any, Final, NoReturn
 
 from llmq.errors import InputError
 
-__all__ = ["dumps", "loads", "without_infinity"]
+__all__ = ["check_extent", "dumps", "loads", "without_infinity"]
 
+_MOST_CONTAINERS: Final = 600_000
+_MOST_VALUES: Final = 5_000_000
+_DEEPEST: Final = 100
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -28,8 +31,9 @@ def loads(data: bytes, file: object) -> Any:
     ------
     InputError
         Not UTF-8, not JSON, duplicate keys, NaN or infinity, numbers out of range, nesting too deep, half a
-        surrogate pair.
+        surrogate pair; or more of it than `check_extent` lets pass.
     """
+    check_extent(data, file)
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -48,7 +52,41 @@ def loads(data: bytes, file: object) -> Any:
         raise InputError("not valid JSON: nested too deeply", file=file) from None
     except ValueError as error:
         raise InputError(f"not valid JSON: {error}", file=file) from None
+    if _depth(value) > _DEEPEST:
+        raise InputError("not valid JSON: nested too deeply", file=file)
     return value
+
+
+def check_extent(data: bytes, file: object, *, containers: int = _MOST_CONTAINERS) -> None:
+    """Refuse JSON that would take a gigabyte of memory, or minutes: two characters can make a list of 64 bytes.
+
+    Parameters
+    ----------
+    data : bytes
+        Brackets and commas in strings are counted too.
+    file : object
+        Named in the error.
+    containers : int
+        Lists and objects at most; those of a header with 200,000 tensors by default.
+
+    Raises
+    ------
+    InputError
+        More of them, or more than five million values.
+    """
+    if data.count(b"[") + data.count(b"{") > containers or data.count(b",") > _MOST_VALUES:
+        expected = f"at most {containers:,} lists and objects, and {_MOST_VALUES:,} values"
+        raise InputError("too much JSON", file=file, expected=expected)
+
+
+def _depth(value: Any) -> int:
+    """Depth of nesting, found level by level: whoever walks the value later may do so by recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    return depth
 
 
 def dumps(value: object) -> bytes:

@@ -70,7 +70,7 @@ def parse_manifest(data: bytes, file: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not isinstance(tensors, dict):
         raise InputError("lists no files or no tensors", file=file, hint=_AGAIN)
     for name, entry in files.items():
-        plain = name == Path(name).name and name not in (".", "..") and not set(name) & set("/\\:\0")
+        plain = name == Path(name).name and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
         if not plain or not _has_digest(entry) or type(entry.get("size")) is not int:
             raise InputError("malformed entry", file=file, found=repr(name)[:80], hint=_AGAIN)
     for name, entry in tensors.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
@@ -11,6 +12,7 @@ from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.journal import Journal, Scratch
 from llmq.checkpoint.layout import ShardLayout, index_of
 from llmq.checkpoint.manifest import MANIFEST
+from llmq.checkpoint.safe_open import allowed_roots, open_inside
 from llmq.checkpoint.sealed import seal
 from llmq.system.files import atomic_write, replace, sync_folder
 
@@ -69,7 +71,9 @@ def publish_file(folder: Path, name: str, content: bytes | Path) -> FileEntry:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    with reading(path), path.open("rb") as source:
+    with reading(path):
+        fd, _ = open_inside(path, allowed_roots(path.parent))
+    with reading(path), os.fdopen(fd, "rb") as source:
         while block := source.read(_BLOCK):
             yield block
 

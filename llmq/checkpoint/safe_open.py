@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llmq.checkpoint.faults import reading, unreadable
+from llmq.checkpoint.faults import unreadable
 from llmq.errors import InputError
 from llmq.system.files import preadv
 
@@ -26,7 +26,14 @@ _FLAGS: Final = (
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_BINARY", 0)
+)
+_FOLDER: Final = (
+    getattr(os, "O_PATH", os.O_RDONLY)
+    | getattr(os, "O_DIRECTORY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
 )
 
 
@@ -58,9 +65,10 @@ def allowed_roots(folder: Path) -> tuple[Path, ...]:
 
 
 def open_inside(path: Path, roots: tuple[Path, ...]) -> tuple[int, Signature]:
-    """Open a regular file whose resolved path lies below one of `roots`.
+    """Open a regular file whose resolved path lies below one of `roots`; nothing else is opened on the way.
 
-    What was opened is compared with what the resolved path names, so that a link swapped meanwhile is noticed.
+    The path is resolved first. What it resolves to is opened from its root downward without following any link, so
+    that a link put there meanwhile leads nowhere.
 
     Returns
     -------
@@ -74,37 +82,67 @@ def open_inside(path: Path, roots: tuple[Path, ...]) -> tuple[int, Signature]:
     """
     name = path.name
     try:
-        fd = os.open(path, _FLAGS)
+        real = path.resolve(strict=True)
+        root = next((root for root in roots if root in real.parents), None)
+        if root is None:
+            raise InputError(
+                "it leads out of the checkpoint's folder", file=name, hint="put the file itself in place of the link"
+            )
+        fd, status = _open_below(root, real.relative_to(root).parts, name)
     except FileNotFoundError:
         raise InputError("no such file", file=name) from None
+    except RuntimeError as error:  # what older Pythons raise where links go round in circles
+        raise InputError("cannot be opened: a link that leads to itself", file=name) from error
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise unreadable(error, name) from error
         raise InputError(f"cannot be opened: {error.strerror}", file=name) from error
-    try:
-        with reading(name):
-            status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"it is {kind}", file=name)
-        if not _is_inside(path, status, roots):
-            raise InputError(
-                "it leads out of the checkpoint's folder", file=name, hint="put the file itself in place of the link"
-            )
-    except BaseException:
-        os.close(fd)
-        raise
     return fd, signature_of(status)
 
 
-def _is_inside(path: Path, status: os.stat_result, roots: tuple[Path, ...]) -> bool:
+def _open_below(root: Path, parts: tuple[str, ...], name: str) -> tuple[int, os.stat_result]:
+    """Open the regular file at `parts` below `root`, no part of which may be a link."""
+    if os.open not in os.supports_dir_fd:
+        return _open_alone(root.joinpath(*parts), name)
+    folder = os.open(root, _FOLDER)
     try:
-        with reading(path.name):
-            real = path.resolve(strict=True)
-            same = os.path.samestat(real.lstat(), status)
-    except RuntimeError:
-        return False
-    return same and any(real.is_relative_to(root) for root in roots)
+        for part in parts[:-1]:
+            inner = os.open(part, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        _check_regular(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False), name)
+        fd = os.open(parts[-1], _FLAGS, dir_fd=folder)
+    finally:
+        os.close(folder)
+    return _checked(fd, name)
+
+
+def _open_alone(real: Path, name: str) -> tuple[int, os.stat_result]:
+    """Open a resolved path where the system cannot open from a folder downward."""
+    before = real.lstat()
+    _check_regular(before, name)
+    fd, status = _checked(os.open(real, _FLAGS), name)
+    if not os.path.samestat(before, status):
+        os.close(fd)
+        raise InputError("changed while it was opened", file=name)
+    return fd, status
+
+
+def _checked(fd: int, name: str) -> tuple[int, os.stat_result]:
+    """`fd` and its status, unless something else was put in the file's place just before it was opened."""
+    try:
+        status = os.fstat(fd)
+        _check_regular(status, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status
+
+
+def _check_regular(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise InputError(f"it is {kind}", file=name)
 
 
 def read_small(path: Path, roots: tuple[Path, ...]) -> bytes:

@@ -10,6 +10,7 @@ import click
 from llmq.cli.options import json_option, model_argument
 from llmq.cli.output import print_json, print_table
 from llmq.cli.sizes import format_size
+from llmq.errors import printable
 
 if TYPE_CHECKING:
     from llmq.evaluate.inventory import Entry, Inventory
@@ -57,18 +58,19 @@ def _print_summary(held: Inventory) -> None:
         ("types", ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())),
     ]
     for name, value in lines:
-        click.echo(f"{name:<16} {value}")
+        click.echo(f"{name:<16} {printable(value)}")
 
 
 def _print_quality(measured: dict[str, Any]) -> None:
     """What `quality.json` tells, a line each; nothing is trusted to be there."""
-    if isinstance(measured.get("sqnr_db"), float):
+    if isinstance(measured.get("sqnr_db"), float) and isinstance(measured.get("nmse"), float):
         click.echo(f"{'quality':<16} NMSE {measured['nmse']:.3e}, SQNR {measured['sqnr_db']:.2f} dB")
     for found in measured["evaluations"]:
         numbers = [key for key in ("perplexity", "kl_mean") if isinstance(found.get(key), float)]
         words = [f"{_FIGURES[key]} {found[key]:.6g}" for key in numbers]
         from_base = f" from {found.get('base')}" if "kl_mean" in numbers else ""
-        click.echo(f"{'':<16} {', '.join(words)}{from_base}, on {found.get('text')} in {found.get('compute')}")
+        said = f"{', '.join(words)}{from_base}, on {found.get('text')} in {found.get('compute')}"
+        click.echo(f"{'':<16} {printable(said)}")
 
 
 def _kind(entry: Entry) -> str:

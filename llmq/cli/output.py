@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import click
 
 from llmq.checkpoint.json_strict import without_infinity
-from llmq.errors import UsageError, printable
+from llmq.errors import UsageError, displayable, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,8 +28,9 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 def print_piece(text: str) -> None:
-    """Print a piece of text at once, without a line's end."""
-    click.echo(text, nl=False)
+    """Print a piece of text at once, without a line's end; on a terminal, with the characters escaped that steer it."""
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    click.echo(displayable(text) if on_terminal else text, nl=False)
     if sys.stdout is not None:
         sys.stdout.flush()
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmq.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -70,7 +72,7 @@ class _StderrLines(logging.Handler):
         """Write one record."""
         prefix = "" if record.levelno in (logging.INFO, logging.DEBUG) else f"{record.levelname.lower()}: "
         with contextlib.suppress(OSError):  # nobody reads stderr any more
-            say(prefix + record.getMessage())
+            say(prefix + printable(record.getMessage()))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.errors import InputError, UnsupportedError
+from llmq.formats.patterns import Patterns
 from llmq.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -180,26 +181,19 @@ class Schemes:
                 self._targets[target] = spec
         self._regexes = sorted(target for target in self._targets if target.startswith("re:"))
         self._classes = sorted(target for target in self._targets if _CLASS_NAME.fullmatch(target))
-        self._check_patterns()
-
-    def _check_patterns(self) -> None:
-        for pattern in (*self._ignore, *self._targets):
-            if pattern.startswith("re:"):
-                try:
-                    re.compile(pattern[3:])
-                except (re.error, RecursionError, OverflowError):
-                    raise InputError("malformed regex", file="config.json", found=pattern[:80]) from None
+        patterns = {name[3:] for name in (*self._ignore, *self._targets) if name.startswith("re:")}
+        self._patterns = Patterns(sorted(patterns))
 
     def find(self, module: str) -> QuantSpec | None:
         """Return the scheme of a module as compressed-tensors would choose it; None for a dense one.
 
         Exact names go before regexes, and these, sorted, before class names, which are taken to mean any module.
         """
-        if any(_names(pattern, module) for pattern in self._ignore):
+        if any(self._names(pattern, module) for pattern in self._ignore):
             return None
         if module in self._targets:
             return self._targets[module]
-        named = (target for target in self._regexes if _names(target, module))
+        named = (target for target in self._regexes if self._names(target, module))
         return next((self._targets[target] for target in (*named, *self._classes)), None)
 
     def scheme(self, module: str) -> QuantSpec:
@@ -209,11 +203,8 @@ class Schemes:
             raise InputError("packed, but no group of quantization_config targets it", tensor=module)
         return found
 
-
-def _names(pattern: str, module: str) -> bool:
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
-    return pattern == module
+    def _names(self, pattern: str, module: str) -> bool:
+        return self._patterns.match(pattern[3:], module) if pattern.startswith("re:") else pattern == module
 
 
 def _strings(value: Any, group: str) -> Iterable[str]:
@@ -232,10 +223,12 @@ def _spec(group: Any, top_format: Any, name: str) -> QuantSpec:
     if weights.get("type", "int") != "int" or weights.get("dynamic"):
         raise UnsupportedError(f"{name} holds no static integer weights", file="config.json")
     size = weights.get("group_size")
-    strategy = weights.get("strategy") or ("group" if isinstance(size, int) and size > 0 else "channel")
+    strategy = weights.get("strategy")
+    if strategy is None:
+        strategy = "group" if isinstance(size, int) and size > 0 else "channel"
     if strategy not in ("group", "channel"):
         raise UnsupportedError(f"strategy {strategy!r} of {name} is not supported", file="config.json")
-    if weights.get("actorder") in ("group", True):
+    if weights.get("actorder") not in (None, False, "weight", "static"):
         raise UnsupportedError(f"{name} has its columns in activation order", file="config.json")
     bits, symmetric = weights.get("num_bits", 8), weights.get("symmetric", True)
     group_size = size if strategy == "group" else -1

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import llmq
-from llmq.architectures import ARCHITECTURES
+from llmq.architectures import ARCHITECTURES, decoder_config
 from llmq.architectures.discover import discover
 from llmq.architectures.roles import Role, TensorRole, is_transposed_family, layer_index, roles
 from llmq.checkpoint.dtypes import bytes_per_element
 from llmq.checkpoint.layout import OutputTensor, lay_out
-from llmq.errors import UnsupportedError, UsageError
+from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.formats.compressed_tensors import SUFFIXES, already_quantized, entries, quantization_config
 from llmq.methods import METHODS
 from llmq.plan.budget import Need, block_budget, process_bytes
@@ -22,7 +23,7 @@ from llmq.plan.process import expected_process_bytes
 from llmq.plan.targets import TARGETS, check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from llmq.checkpoint.header import TensorInfo
     from llmq.checkpoint.source import Source
@@ -67,6 +68,8 @@ def build_plan(
     ------
     UsageError
         The recipe quantizes nothing, or breaks the promise of its target.
+    InputError
+        A configuration that makes no sense.
     UnsupportedError
         The checkpoint is quantized already, stores its linears transposed, or has names that quantizing would give.
     ResourceError
@@ -103,6 +106,7 @@ def build_plan(
 
 
 def _refuse(source: Source) -> None:
+    _check_config(source.config)
     found = already_quantized(source.config, source.tensors)
     if found:
         raise UnsupportedError(
@@ -110,6 +114,18 @@ def _refuse(source: Source) -> None:
         )
     if is_transposed_family(source.config):
         _refuse_transposed(source)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raise InputError where the configuration of a known architecture makes no sense: nothing could run the result."""
+    model_type = config.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        raise InputError(
+            "model_type makes no sense", file="config.json", expected="a string", found=repr(model_type)[:60]
+        )
+    if model_type in ARCHITECTURES:
+        with contextlib.suppress(UnsupportedError):  # what llmq cannot run, others may
+            decoder_config(config)
 
 
 def _refuse_transposed(source: Source) -> None:

@@ -87,6 +87,8 @@ def read_recipe(path: Path) -> Recipe:
 def _recipe(value: dict[str, Any], file: Path) -> Recipe:
     from llmq.methods import METHODS
 
+    if not value["tensors"]:
+        raise InputError("the recipe names no weights", file=file)
     if value["method"] not in list(METHODS) or value["for"] not in list(TARGETS):
         raise UnsupportedError(
             "unknown method or reader", file=file, found=f"{str(value['method'])[:40]}, {str(value['for'])[:40]}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from llmq.errors import InputError, UnsupportedError, UsageError
+from llmq.errors import InputError, LlmqError, UnsupportedError, UsageError, first_line
+from llmq.runtime.chat_template import render
+from llmq.runtime.tokenizer_files import probed, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Detokenizer", "check_ids", "encode", "encode_chat", "load_tokenizer"]
@@ -26,18 +30,48 @@ def load_tokenizer(folder: Path) -> Any:
     ------
     InputError
         There is none, or it is broken.
+    ResourceError
+        There is no room for a copy of its files.
     """
     names = {path.name for path in folder.iterdir()}
     if not names.intersection(_TOKENIZERS) and not any(name.endswith((".tiktoken", ".model")) for name in names):
         hint = "copy tokenizer.json and tokenizer_config.json of the original model into the folder"
         raise InputError("no tokenizer", file=folder, hint=hint)
-    transformers = _import_transformers()
+    with taken(folder) as place, probed(place / "tokenizer.json") as check:
+        transformers = _import_transformers()
+        check()
+        with _quiet(), _blamed("be loaded", folder, place):
+            found = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    found.name_or_path = str(folder)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from saying what it thinks of the files: it says it in their words."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # Whatever a stranger's files make transformers raise, it is the files that are at fault.
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the tokenizer cannot be loaded: {first[:200]}", file=folder) from error
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _blamed(what: str, folder: Path | None = None, place: Path | None = None) -> Iterator[None]:
+    """Turn whatever a library raises over a stranger's tokenizer into InputError; a panic in Rust is no Exception."""
+    try:
+        yield
+    except (LlmqError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = first_line(error)
+        if place is not None:
+            why = why.replace(str(place), str(folder))
+        raise InputError(f"the tokenizer cannot {what}: {why[:200]}", file=folder) from error
 
 
 def _import_transformers() -> Any:
@@ -105,12 +139,13 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[i
     if not getattr(tokenizer, "chat_template", None):
         return encode(tokenizer, "\n".join(message["content"] for message in messages))
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    # A template is a program by a stranger, and fails as it likes.
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnsupportedError(f"the chat template refuses this conversation: {first[:200]}") from error
-    return _tokens(tokenizer, text, add_special_tokens=False)
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several of them, and none by default
+        raise UnsupportedError(f"no chat template: {first_line(error)[:200]}") from error
+    if not isinstance(template, str):
+        raise UnsupportedError("the chat template is no text", found=type(template).__name__)
+    given = dict(tokenizer.special_tokens_map) | {"add_generation_prompt": True}
+    return _tokens(tokenizer, render(template, messages, given), add_special_tokens=False)
 
 
 def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
@@ -118,7 +153,8 @@ def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError("the text is not UTF-8")
     # Not verbose: how long a text may be is the model's affair, which the tokenizer's advice does not know.
-    return list(tokenizer(text, verbose=False, **how)["input_ids"])
+    with _blamed("make tokens of this text"):
+        return list(tokenizer(text, verbose=False, **how)["input_ids"])
 
 
 class Detokenizer:
@@ -162,5 +198,6 @@ class Detokenizer:
         return self._decode(self._known), self._decode([*self._known, *self._new])
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        found: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with _blamed("make text of these tokens"):
+            found: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return found
