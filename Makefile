@@ -21,7 +21,7 @@ help:
 	@echo "make quality TEXT=... CALIBRATION=... SEEN=...  measure anew what docs/quality.md shows (40 minutes)"
 	@echo "make reproduce MODEL=org/name  measure a model on this machine: quality, speed, memory, into reproduce/"
 	@echo "make test-slow  run the tests that take minutes"
-	@echo "make torture    try to break every promise of docs/reliability.md (half an hour)"
+	@echo "make torture    try to break every promise of docs/reliability.md (an hour)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
