@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -38,7 +38,11 @@ class _Way:
 
 def layers() -> tuple[str, ...]:
     """Threading layers of Numba that can be had here."""
-    return ("omp", "workqueue", *(("tbb",) if importlib.util.find_spec("tbb") else ()))
+    try:
+        importlib.import_module("numba.np.ufunc.tbbpool")
+    except ImportError:  # libtbb is not there
+        return ("omp", "workqueue")
+    return ("omp", "workqueue", "tbb")
 
 
 def _ways() -> list[_Way]:

@@ -22,7 +22,7 @@ class NoShimError(Exception):
 
 
 class Action(IntEnum):
-    """What becomes of the call that a fault hits, as `shim.c` numbers it."""
+    """What becomes of the call that a fault hits, as `shim.h` numbers it."""
 
     COUNT = 0
     FAIL = 1
@@ -34,7 +34,7 @@ class Action(IntEnum):
 
 
 class Calls(IntFlag):
-    """Kinds of calls, as `shim.c` numbers them."""
+    """Kinds of calls, as `shim.h` numbers them."""
 
     OPEN = 1
     CREATE = 2
