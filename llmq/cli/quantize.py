@@ -279,8 +279,8 @@ def _print_edges(report: QuantizeReport) -> None:
     told = {
         "zero_groups": "groups of zeros",
         "constant_groups": "groups of one number",
-        "scale_underflows": "groups with the least scale: smaller weights became zeros",
-        "scale_overflows": "groups with the largest scale: larger weights may be clipped",
+        "scale_underflows": "groups with the least scale there is",
+        "scale_overflows": "groups with the largest scale there is: their largest weights may be clipped",
         "nonfinite_tensors": "tensors copied with NaN or infinity",
     }
     left = len(report.plan.quantized) - found["quantized_tensors"]

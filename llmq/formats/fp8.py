@@ -180,8 +180,9 @@ class Float8Source:
         # (rows, columns), of which the first `column` and what comes after `count` are not wanted.
         by_row = scale[np.arange(row, last + 1) // weight.block[0]]
         wide = np.repeat(by_row, weight.block[1], axis=1)[:, :columns].reshape(-1)
-        values *= wide[column : column + count]
-        return values.astype(NUMPY_DTYPES["BF16"])
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are found where they are used
+            values *= wide[column : column + count]
+            return values.astype(NUMPY_DTYPES["BF16"])
 
     def _scale(self, weight: _Coded) -> np.ndarray:
         """Scales of a weight, float32 (blocks of rows, blocks of columns)."""

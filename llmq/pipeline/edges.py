@@ -36,7 +36,8 @@ class EdgeCounts:
     zero_groups, constant_groups : int
         Groups of nothing but zeros, and of nothing but one other number.
     scale_underflows : int
-        Groups, not of zeros, whose scale is the least that its dtype can have: small numbers became zeros.
+        Groups, not of zeros, whose scale is the least there is: 2**-24 in float16, else 2**-126, less than half of
+        which becomes zero.
     scale_overflows : int
         Groups whose scale is the largest that its dtype, or the numbers that its codes stand for, can have: large
         numbers may have been clipped.
@@ -126,5 +127,4 @@ def _farthest(spec: QuantSpec, zero_point: np.ndarray | None) -> np.ndarray:
     """Steps from zero to the code that is farthest from it."""
     if zero_point is None:
         return np.full(1, max(1, 2 ** (spec.bits - 1) - (spec.range == "narrow")), np.float32)
-    steps: np.ndarray = np.maximum(zero_point, 2**spec.bits - 1 - zero_point)
-    return steps.astype(np.float32)
+    return np.asarray(np.maximum(zero_point, 2**spec.bits - 1 - zero_point), np.float32)

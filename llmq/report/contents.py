@@ -182,8 +182,8 @@ def _edges(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     told = {
         "zero_groups": "groups of zeros",
         "constant_groups": "groups of one number",
-        "scale_underflows": "groups with the least scale",
-        "scale_overflows": "groups with the largest scale",
+        "scale_underflows": "groups with the least scale there is",
+        "scale_overflows": "groups with the largest scale there is",
         "nonfinite_tensors": "tensors copied with NaN or infinity",
     }
     return [(what, f"{counts[key]:,}") for key, what in told.items() if counts[key]]

@@ -57,6 +57,9 @@ def load(
     in groups of 64. Where all of it is more than memory holds, as many decoder blocks as fit are read now and stay, and
     the others are read anew for every pass, ahead of their use.
 
+    Files must stay as they are while the model is in use: the system ends a process (SIGBUS) that touches what was cut
+    off a mapped file, and no program can prevent that. Replace a file by renaming another to its name, as llmq does.
+
     Parameters
     ----------
     path : str or Path

@@ -85,7 +85,7 @@ class Result:
         assert np.isfinite(self.w).all()
 
     def limit(self) -> np.ndarray:
-        """Bound on the error where the range just holds the group, as docs/quantization.md has it; float64 (groups, n).
+        """Bound on the error where the range just holds the group, as docs/methods.md has it; float64 (groups, n).
 
         Half a step, and what rounding the scale to its dtype takes from the range. Beyond the farthest code that is
         finite, or that the largest scale reaches, numbers are clipped.

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 import llmq
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
@@ -97,8 +98,8 @@ def test_the_summary_has_a_line_for_each_kind(tmp_path, write_pico):
     for line in (
         "  3 groups of zeros\n",
         "  1 groups of one number\n",
-        "  1 groups with the least scale: smaller weights became zeros\n",
-        "  1 groups with the largest scale: larger weights may be clipped\n",
+        "  1 groups with the least scale there is\n",
+        "  1 groups with the largest scale there is: their largest weights may be clipped\n",
         "  1 tensors copied with NaN or infinity\n",
     ):
         assert line in done.stdout
@@ -220,6 +221,48 @@ def test_the_least_scale_of_one_bit_is_not_halved_to_zero(tmp_path, write_pico):
     with open_source(tmp_path / "out") as opened:
         scale = MappedCheckpoint(opened).tensor(UP.replace("weight", "weight_scale"))
         assert (scale > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("code", "scale", "found"),
+    [(0x7F, 1.0, (1, 0)), (0x38, np.nan, (8192, 0)), (0x38, np.inf, (0, 8192)), (0x00, -np.inf, (8192, 0))],
+)
+def test_nan_in_8_bit_floats_and_in_their_scales(tmp_path, write_pico, code, scale, found):
+    source = write_pico(tmp_path / "in")
+    tensors = load_file(source / "model.safetensors")
+    codes = np.full((128, 64), 0x38 if code == 0x7F else code, np.uint8)
+    codes[3, 5] = code
+    tensors[UP] = codes.view(ml_dtypes.float8_e4m3fn)
+    tensors[f"{UP}_scale_inv"] = np.full((1, 1), scale, np.float32)
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(InputError, match=f"{found[0]} NaN and {found[1]} infinite") as caught:
+        llmq.quantize(source, tmp_path / "out")
+    assert UP in str(caught.value)
+    report = llmq.quantize(source, tmp_path / "out", nonfinite="keep")
+    assert report.edges[UP].nonfinite_values == sum(found)
+    with open_source(tmp_path / "out") as opened:
+        kept = MappedCheckpoint(opened).tensor(UP)
+        assert kept.dtype == ml_dtypes.bfloat16
+        assert int((~np.isfinite(kept.astype(np.float32))).sum()) == sum(found)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_in_one_of_many_experts(tmp_path, write_pico, value):
+    experts = {
+        f"model.layers.0.block_sparse_moe.experts.{n}.{part}.weight": np.ones((64, 64), np.float32)
+        for n in range(4)
+        for part in ("w1", "w2", "w3")
+    }
+    hurt = "model.layers.0.block_sparse_moe.experts.2.w3.weight"
+    experts[hurt][5, 6] = value
+    source = write_pico(tmp_path / "in", dtype="float32", edit=experts, model_type="mixtral", num_local_experts=4)
+    with pytest.raises(InputError, match="not finite") as caught:
+        llmq.quantize(source, tmp_path / "out")
+    assert hurt in str(caught.value)
+    report = llmq.quantize(source, tmp_path / "out", nonfinite="keep")
+    assert report.edges[hurt].nonfinite_values == 1
+    assert report.edges_json()["nonfinite_tensors"] == 1
+    assert report.edges[hurt.replace("2.w3", "3.w3")].constant_groups == 64
 
 
 def test_json_has_the_counts(tmp_path, write_pico):
