@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from documents import edited
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmq.checkpoint.manifest import read_manifest
-from llmq.errors import InputError, UnsupportedError
+from llmq.errors import InputError, LlmqError, UnsupportedError
 
 
 def test_checks_of_the_manifest(example, tmp_path, copies):
@@ -43,3 +46,35 @@ def test_a_model_card_may_be_edited(example, tmp_path, copies):
     assert read_manifest(out) is not None
     (out / "README.md").unlink()
     assert read_manifest(out) is not None
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a manifest, and what that says."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(b"{}")
+    entry = {"size": 2, "sha256": "0" * 64}
+    files = {"config.json": entry, "model.safetensors": entry}
+    return folder, {"schema": 1, "files": files, "tensors": {"a": {}}, "settings": {"bits": 4}, "source": {"files": {}}}
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused(finished, data):
+    folder, sound = finished
+    (folder / "llmq.json").write_text(json.dumps(data.draw(edited(sound))))
+    try:
+        found = read_manifest(folder)
+    except LlmqError:
+        return
+    assert found is not None
+    assert set(found["files"]) <= {"config.json", "model.safetensors"}
+
+
+def test_a_file_without_a_name(finished):
+    folder, sound = finished
+    entry = {"size": 2, "sha256": "0" * 64}
+    (folder / "llmq.json").write_text(json.dumps(sound | {"files": {"": entry}}))
+    with pytest.raises(InputError, match=r"llmq\.json: malformed entry"):
+        read_manifest(folder)
