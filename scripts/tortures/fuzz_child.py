@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["main"]
+__all__ = ["Counter", "main"]
 
 _TELL: Final = 500
 _LONGEST: Final = 20_000
 _HANG: Final = 1.0
 
 
-class _Counter:
+class Counter:
     """Counts executions of a target, and keeps the first few that went wrong; written to a file now and then.
 
     libFuzzer leaves the process without a word to Python.
@@ -92,7 +92,7 @@ def main() -> None:
     else:
         from tortures.fuzz_targets import TARGETS
     target = TARGETS[name]
-    counter = _Counter(target.attempt, folder / f"{name}.json", runs)
+    counter = Counter(target.attempt, folder / f"{name}.json", runs)
     seeds = target.seeds()
     if find_spec("atheris"):
         _guided(counter, seeds, runs, folder / name)
@@ -100,7 +100,7 @@ def main() -> None:
         _blind(counter, seeds, runs)
 
 
-def _blind(counter: _Counter, seeds: list[bytes], runs: int) -> None:
+def _blind(counter: Counter, seeds: list[bytes], runs: int) -> None:
     """Mutate seeds, and what mutation made of them."""
     rng = Random(runs)  # noqa: S311
     pool = list(seeds)
@@ -117,7 +117,7 @@ def _blind(counter: _Counter, seeds: list[bytes], runs: int) -> None:
         counter(data)
 
 
-def _guided(counter: _Counter, seeds: list[bytes], runs: int, corpus: Path) -> None:
+def _guided(counter: Counter, seeds: list[bytes], runs: int, corpus: Path) -> None:
     """Let libFuzzer choose what to mutate by the branches that it reached."""
     import atheris
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["child_environment", "rows", "run"]
 
-_QUICK_EVERY: Final = 12
+_QUICK_EVERY: Final = 60
 """Of the cases, in the quick tier; the rest is like its neighbours."""
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tortures.attacks.case import Case
     from tortures.forks import Outcome
 
-__all__ = ["main"]
+__all__ = ["judge", "main"]
 
 _SECONDS: Final = 15.0
 _BYTES: Final = 1 << 30
@@ -179,7 +179,7 @@ def _try(case: Case, command: str, scratch: Path) -> dict[str, Any]:
     with Watched(watches) as watched:
         outcome = in_fork(lambda: _run(arguments, place / "work"), scratch, seconds=6 * _SECONDS)
         events = [event for event in watched.events() if command != "quantize" or not event.startswith("case/out")]
-    wrong = _judge(case, command, outcome, events, out.exists())
+    wrong = judge(case, command, outcome, events, made=out.exists())
     return {
         "name": case.name, "command": command, "code": outcome.code, "wrong": wrong, "seconds": round(outcome.seconds,
         3),
@@ -202,7 +202,7 @@ def _error_of(err: str) -> str:
     return next((line for line in err.splitlines() if line.startswith("error: ")), "")
 
 
-def _judge(case: Case, command: str, outcome: Outcome, events: list[str], made: bool) -> str:
+def judge(case: Case, command: str, outcome: Outcome, events: list[str], *, made: bool) -> str:
     """What is wrong, in a few words; nothing if all is well."""
     expected = _ALLOWED.get(case.codes[command], (case.codes[command],))
     lines = outcome.err.splitlines()

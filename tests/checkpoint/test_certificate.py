@@ -2,6 +2,9 @@ import json
 import logging
 
 import pytest
+from documents import edited
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmq.checkpoint.certificate import (
     CERTIFICATE,
@@ -85,3 +88,21 @@ def test_what_is_quantized_anew_does_not_inherit_it(model, tmp_path):
         copied, skipped = select_copies(source)
     assert CERTIFICATE not in [getattr(path, "name", path) for path in copied]
     assert CERTIFICATE in skipped
+
+
+@pytest.fixture(scope="module")
+def certified(write_pico, tmp_path_factory):
+    """An output with a certificate, and what that says."""
+    folder = tmp_path_factory.mktemp("certified")
+    out = quantize(write_pico(folder / "in"), folder / "out", method="rtn").output
+    add_comparison(out, COMPARISON)
+    return out, json.loads((out / CERTIFICATE).read_text())
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_certificate_is_read_or_ignored(certified, data):
+    out, sound = certified
+    (out / CERTIFICATE).write_text(json.dumps(data.draw(edited(sound))))
+    found = read_certificate(out)
+    assert found is None or all(isinstance(run, dict) for run in found["evaluations"])

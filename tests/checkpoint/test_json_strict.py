@@ -24,6 +24,11 @@ from llmq.errors import InputError
         (b'["\\ud800"]', "half a surrogate pair"),
         (b'{"\\udfff": 1}', "half a surrogate pair"),
         (b'["\x01"]', "not valid JSON"),
+        (b"[" * 101 + b"]" * 101, "nested too deeply"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "nested too deeply"),
+        (b"[" + b"[]," * 700_000 + b"[]]", "too much JSON (expected at most 600,000 lists and objects"),
+        (b'{"a":[' + b"{}," * 700_000 + b"{}]}", "too much JSON"),
+        (b"[" + b"0," * 5_000_001 + b"0]", "too much JSON"),
     ],
 )
 def test_refused(data, what):
@@ -33,6 +38,8 @@ def test_refused(data, what):
 
 
 def test_accepted():
+    deep = b'{"a":' * 99 + b"[]" + b"}" * 99
+    assert loads(dumps(loads(deep, "f")), "f")
     assert loads('{"a": [1, 2.5, null, "\\ud83d\\ude00é"]}'.encode(), "f") == {"a": [1, 2.5, None, "😀é"]}
     assert isinstance(loads(b"-0", "f"), float)
 

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from documents import edited
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmq.checkpoint.manifest import read_manifest
 from llmq.checkpoint.sealed import seal
-from llmq.errors import InputError, UnsupportedError
+from llmq.errors import InputError, LlmqError, UnsupportedError
 
 
 def test_checks_of_the_manifest(example, tmp_path, copies):
@@ -46,3 +49,44 @@ def test_a_model_card_may_be_edited(example, tmp_path, copies):
     assert read_manifest(out) is not None
     (out / "README.md").unlink()
     assert read_manifest(out) is not None
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a manifest, and what that says."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(b"{}")
+    entry = {"size": 2, "sha256": "0" * 64}
+    files = {"config.json": entry, "model.safetensors": entry}
+    return folder, {
+        "schema": 1,
+        "files": files,
+        "tensors": {"a": entry | {"file": "config.json"}},
+        "settings": {"bits": 4},
+        "source": {"files": {}},
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused(finished, data):
+    folder, sound = finished
+    value = data.draw(edited(sound))
+    # With the right checksum of itself, or no lie would get past that.
+    sealed = isinstance(value, dict) and "sha256" not in value
+    (folder / "llmq.json").write_bytes(seal(value) if sealed else json.dumps(value).encode())
+    try:
+        found = read_manifest(folder)
+    except LlmqError:
+        return
+    assert found is not None
+    assert set(found["files"]) <= {"config.json", "model.safetensors"}
+
+
+def test_a_file_without_a_name(finished):
+    folder, sound = finished
+    entry = {"size": 2, "sha256": "0" * 64}
+    (folder / "llmq.json").write_bytes(seal(sound | {"files": {"": entry}}))
+    with pytest.raises(InputError, match=r"llmq\.json: malformed entry"):
+        read_manifest(folder)

@@ -1,8 +1,11 @@
+import contextlib
 import re
 
 import pytest
+from documents import edited
+from hypothesis import given, settings
 
-from llmq.errors import InputError, UnsupportedError
+from llmq.errors import InputError, LlmqError, UnsupportedError
 from llmq.formats.schemes import Schemes, quantization_config, read_schemes
 from llmq.spec import QuantSpec
 
@@ -193,3 +196,25 @@ def test_malformed(broken):
 def test_dense_checkpoints_have_no_schemes():
     assert read_schemes({"model_type": "llama"}) is None
     assert read_schemes({"quantization_config": section((["x"], 4, {}))}).scheme("x").bits == 4
+
+
+SOUND = quantization_config(modules("model.layers.0.a", "lm_head", spec=QuantSpec(bits=4, group_size=32)), ["x"], {})
+
+
+@settings(max_examples=300, deadline=None)
+@given(edited(SOUND))
+def test_any_section_is_read_or_refused(section):
+    with contextlib.suppress(LlmqError):
+        found = read_schemes({"quantization_config": section})
+        if found is not None:
+            assert found.find("model.layers.0.a") is None or 1 <= found.find("model.layers.0.a").bits <= 8
+
+
+@pytest.mark.parametrize(
+    "field", [{"strategy": []}, {"strategy": 5}, {"actorder": "group"}, {"actorder": "dynamic"}, {"actorder": 7}]
+)
+def test_orders_and_strategies_that_are_not_known(field):
+    section = quantization_config(modules("a"), [], {})
+    section["config_groups"]["group_0"]["weights"] |= field
+    with pytest.raises(UnsupportedError):
+        Schemes(section)

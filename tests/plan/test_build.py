@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
 from llmq.checkpoint.source import open_source
-from llmq.errors import ResourceError, UnsupportedError, UsageError
+from llmq.errors import InputError, ResourceError, UnsupportedError, UsageError
 from llmq.plan import build_plan
 from llmq.plan.recipes import make_recipe
 
@@ -207,3 +209,25 @@ def test_tensors_found_not_finite_can_be_kept(pico):
 def test_a_plan_is_a_value(pico):
     p = plan(pico)
     assert p == plan(pico)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "x"),
+        ("num_hidden_layers", 10**9),
+        ("rope_theta", -1),
+        ("model_type", 5),
+        ("model_type", ["llama"]),
+    ],
+)
+def test_a_configuration_that_makes_no_sense(tmp_path, write_pico, field, value):
+    folder = write_pico(tmp_path, rope_parameters=None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(InputError, match=rf"^config\.json: {field} makes no sense"):
+        plan(folder)
+
+
+def test_a_feature_that_llmq_does_not_run_is_quantized_all_the_same(tmp_path, write_pico):
+    assert plan(write_pico(tmp_path, attn_logit_softcapping=50.0)).quantized

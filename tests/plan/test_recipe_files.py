@@ -101,3 +101,10 @@ def test_names_are_no_patterns(pico, written):
     path.write_text(json.dumps(value))
     with pytest.raises(UsageError, match="model has not"):
         check_replay(plan(pico, read_recipe(path)), "pico")
+
+
+def test_a_recipe_of_nothing(written):
+    _, path = written
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tensors": {}}))
+    with pytest.raises(InputError, match="the recipe names no weights"):
+        read_recipe(path)
