@@ -62,7 +62,7 @@ def _check_count(variable: str | None, threads: int | None) -> None:
     """Refuse numbers of threads that Numba, which reads the variable when it is imported, would fail at."""
     expected = f"1 to {_MOST_THREADS}"
     if threads is not None and threads > _MOST_THREADS:
-        raise UsageError("--threads is out of range", expected=expected, found=threads)
+        raise UsageError(f"--threads: threads must be {expected}", found=threads)
     if variable and not (variable.strip().isdecimal() and 1 <= int(variable) <= _MOST_THREADS):
         raise UsageError(
             "NUMBA_NUM_THREADS is not a number of threads", expected=expected, found=repr(variable),
