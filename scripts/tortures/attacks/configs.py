@@ -41,15 +41,19 @@ def cases() -> Iterator[Case]:
     yield from _quantized_already()
 
 
-def text(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Give a file other content."""
-    data = content if isinstance(content, bytes) else content.encode()
-    return lambda folder: (folder / name).write_bytes(data)
+def text(name: str, content: str | bytes | Callable[[], str]) -> Callable[[Path], object]:
+    """Give a file other content; a large one is made when it is needed."""
+
+    def change(folder: Path) -> None:
+        made = content() if callable(content) else content
+        (folder / name).write_bytes(made if isinstance(made, bytes) else made.encode())
+
+    return change
 
 
 def malformed(name: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Every way in which a JSON file is no JSON object."""
-    texts: dict[str, str | bytes] = {
+    texts: dict[str, str | bytes | Callable[[], str]] = {
         "empty": "", "null": "null", "a list": "[]", "a string": '"x"', "a number": "7", "cut": '{"a": [1, 2',
         "NaN": '{"a": NaN}', "minus infinity": '{"a": -Infinity}', "1e999": '{"a": 1e999}',
         "duplicate key": '{"a":1,"a":1}',
@@ -60,8 +64,8 @@ def malformed(name: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
         "lists 300 deep": '{"a": ' + "[" * 300 + "]" * 300 + "}", "5000 digits": '{"a": ' + "9" * 5000 + "}",
         "a byte-order mark": b"\xef\xbb\xbf{}", "UTF-16": '{"a": 1}'.encode("utf-16"), "zeros": bytes(1000),
         "a web page": "<!DOCTYPE html><html>", "an LFS pointer": "version https://git-lfs.github.com/spec/v1",
-        "30 million empty lists": '{"a": [' + "[]," * 30_000_000 + "[]]}",
-        "30 million empty objects": '{"a": [' + "{}," * 30_000_000 + "{}]}",
+        "30 million empty lists": lambda: '{"a": [' + "[]," * 30_000_000 + "[]]}",
+        "30 million empty objects": lambda: '{"a": [' + "{}," * 30_000_000 + "{}]}",
         "trailing text": "{} {}", "comments": "{} // sound", "single quotes": "{'a': 1}",
     }  # fmt: skip
     for what, content in texts.items():
