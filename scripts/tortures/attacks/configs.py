@@ -163,6 +163,9 @@ def _unknown() -> Iterator[Case]:
         "10**9 layers": {"num_hidden_layers": 10**9, "n_layer": 10**9}, "code": {"auto_map": {"AutoConfig": "a.B"}},
         "strings": dict.fromkeys(("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"), "x"),
     }  # fmt: skip
+    layers = {"model_type": "gpt_neo", "attention_types": [[["global"], 10**9]], "num_layers": 2}
+    endless = edit_json(CONFIG, **layers)
+    yield Case("unknown: gpt_neo with a list that it multiplies", endless, {"quantize": -1, "generate": 4})
     for what, values in unknown.items():
         for kind in ("gptj", "qwen2_vl", "no_such_model"):
             change = edit_json(CONFIG, **{"model_type": kind} | values)
