@@ -24,6 +24,7 @@ __all__ = ["Discovery", "discover"]
 _log = logging.getLogger("llmq")
 
 _SECONDS: Final = 120
+_MEMORY: Final = 2 << 30
 _NAMES_CODE: Final = re.compile(r"^auto_map$|_implementation|^use_kernels$|pretrained_backbone")
 
 
@@ -97,5 +98,18 @@ def _instantiate(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _bound() -> None:
+    """Bound memory and time, where the system can: a config can ask for a list of a billion layers."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for name, most in (("RLIMIT_DATA", _MEMORY), ("RLIMIT_CPU", _SECONDS)):
+        _, hard = resource.getrlimit(getattr(resource, name))
+        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(getattr(resource, name), (bound, hard))
+
+
 if __name__ == "__main__":
+    _bound()
     sys.stdout.write(json.dumps(_instantiate(json.load(sys.stdin))))

@@ -10,10 +10,14 @@ from llmq.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Fields"]
+__all__ = ["Fields", "MissingFieldError"]
 
 _LARGEST: Final = 2**31 - 1
 _REQUIRED: Final = object()
+
+
+class MissingFieldError(InputError):
+    """A key that a model needs is not there."""
 
 
 class Fields:
@@ -70,7 +74,7 @@ class Fields:
         if value is None:
             value = default
         if value is _REQUIRED:
-            raise InputError(f"{self._path}{key} is missing", file="config.json")
+            raise MissingFieldError(f"{self._path}{key} is missing", file="config.json")
         return value
 
     def _error(self, key: str, expected: str, found: Any) -> InputError:

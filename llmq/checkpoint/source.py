@@ -9,6 +9,7 @@ from llmq.checkpoint.companions import split_companions
 from llmq.checkpoint.faults import reading
 from llmq.checkpoint.folder_source import FolderSource
 from llmq.checkpoint.remote_source import RemoteSource
+from llmq.checkpoint.safe_open import MAX_SMALL
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.system.files import is_present
 
@@ -140,6 +141,17 @@ def _open_here(path: Path, revision: str | None) -> FolderSource:
 
 
 def select_copies(source: Source) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Part the files beside the weights: those an output carries, with their paths, and the names of the rest."""
+    """Part the files beside the weights: those an output carries, with their paths, and the names of the rest.
+
+    Raises
+    ------
+    InputError
+        One to carry that is larger than any tokenizer.
+    """
     copied, skipped = split_companions(source.other_files)
-    return {name: source.folder / name for name in copied}, skipped
+    paths = {name: source.folder / name for name in copied}
+    for name, path in paths.items():
+        size = path.stat().st_size if path.exists() else 0
+        if size > MAX_SMALL:
+            raise InputError("too long", file=name, expected=f"at most {MAX_SMALL} bytes", found=size)
+    return paths, skipped

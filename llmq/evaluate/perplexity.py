@@ -15,7 +15,7 @@ from llmq.evaluate.blocks import run_blocks
 from llmq.evaluate.divergence import agreement, divergence, log_softmax
 from llmq.evaluate.estimates import estimate
 from llmq.evaluate.memory import logit_rows, states_budget
-from llmq.runtime.text import check_ids
+from llmq.runtime.text import check_ids, tokens_of
 from llmq.system.progress import NullProgress
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Evaluation:
 
 def tokenize(tokenizer: Any, text: str) -> np.ndarray:
     """Tokens of a whole text, int64 (n,), with special tokens only where the tokenizer adds them by itself."""
-    return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
+    return np.array(tokens_of(tokenizer, text), np.int64)
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.manifest import MANIFEST, read_manifest
+from llmq.checkpoint.safe_open import allowed_roots, open_inside
 from llmq.checkpoint.source import select_copies
 from llmq.errors import UsageError
 from llmq.system.files import sync_file
@@ -71,8 +72,17 @@ def same_content(paths: Iterable[tuple[Path, Path]], *, overwrite: bool) -> set[
 
 
 def copy(source: Path, target: Path, progress: Progress) -> None:
-    """Copy a file and return once it is on the disk; file systems that can share the bytes do. Raises OSError."""
-    with source.open("rb") as read, target.open("wb") as written:
+    """Copy a file and return once it is on the disk; file systems that can share the bytes do.
+
+    Raises
+    ------
+    OSError
+        It cannot be read or written.
+    InputError
+        It is no file of its folder any more.
+    """
+    fd, _ = open_inside(source, allowed_roots(source.parent))
+    with os.fdopen(fd, "rb") as read, target.open("wb") as written:
         while count := _copy_block(read.fileno(), written.fileno()):
             progress.advance(count)
         sync_file(written.fileno())

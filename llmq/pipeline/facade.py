@@ -222,6 +222,7 @@ def quantize(
     with opener(model, revision=revision) as opened:
         source = dequantized(opened)
         check_folders(source, run.output)
+        select_copies(source)  # what cannot be carried over is told now
         began = time.perf_counter()
         with PeakMemory() as memory:
             report = _planned(run, wanted, source, texts, dry_run=dry_run)

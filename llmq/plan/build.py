@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import llmq
 from llmq.architectures import ARCHITECTURES, decoder_config
 from llmq.architectures.discover import discover
+from llmq.architectures.fields import MissingFieldError
 from llmq.architectures.roles import Role, TensorRole, is_transposed_family, layer_index, roles
 from llmq.checkpoint.dtypes import bytes_per_element
 from llmq.checkpoint.layout import OutputTensor, lay_out
@@ -124,7 +125,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
             "model_type makes no sense", file="config.json", expected="a string", found=repr(model_type)[:60]
         )
     if model_type in ARCHITECTURES:
-        with contextlib.suppress(UnsupportedError):  # what llmq cannot run, others may
+        # What llmq cannot run, others may; and a file that says too little does not lie.
+        with contextlib.suppress(UnsupportedError, MissingFieldError):
             decoder_config(config)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Detokenizer", "check_ids", "encode", "encode_chat", "load_tokenizer"]
+__all__ = ["Detokenizer", "check_ids", "encode", "encode_chat", "load_tokenizer", "tokens_of"]
 
 _QUIET: Final = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -115,7 +115,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     UsageError
         A prompt that is not Unicode text, or an empty one and a tokenizer without a token to begin a text with.
     """
-    tokens = _tokens(tokenizer, text)
+    tokens = tokens_of(tokenizer, text)
     if not tokens and tokenizer.bos_token_id is not None:
         tokens = [tokenizer.bos_token_id]
     if not tokens:
@@ -145,10 +145,19 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[i
     if not isinstance(template, str):
         raise UnsupportedError("the chat template is no text", found=type(template).__name__)
     given = dict(tokenizer.special_tokens_map) | {"add_generation_prompt": True}
-    return _tokens(tokenizer, render(template, messages, given), add_special_tokens=False)
+    return tokens_of(tokenizer, render(template, messages, given), add_special_tokens=False)
 
 
-def _tokens(tokenizer: Any, text: str, **how: bool) -> list[int]:
+def tokens_of(tokenizer: Any, text: str, **how: bool) -> list[int]:
+    """Tokens of a text as a tokenizer makes them, none added but those that it adds by itself.
+
+    Raises
+    ------
+    UsageError
+        Not Unicode text.
+    InputError
+        The tokenizer fails on it.
+    """
     # Bytes that are not UTF-8 reach us from the shell as halves of surrogate pairs.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError("the text is not UTF-8")

@@ -15,8 +15,8 @@ def test_control_characters_in_a_table_are_escaped(capsys):
 
 def test_what_a_model_says_steers_no_terminal(capsys, monkeypatch):
     said = "a\tb\n\x1b[2J\r\x9b1m\U0001f468\u200d\U0001f33e"
-    print_piece(said)
-    assert capsys.readouterr().out == said
+    print_piece(said)  # click leaves out what would colour a file
+    assert capsys.readouterr().out == said.replace("\x1b[2J", "")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_piece(said)
     assert capsys.readouterr().out == "a\tb\n\\x1b[2J\\r\\x9b1m\U0001f468\u200d\U0001f33e"

@@ -41,15 +41,19 @@ def cases() -> Iterator[Case]:
     yield from _quantized_already()
 
 
-def text(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Give a file other content."""
-    data = content if isinstance(content, bytes) else content.encode()
-    return lambda folder: (folder / name).write_bytes(data)
+def text(name: str, content: str | bytes | Callable[[], str]) -> Callable[[Path], object]:
+    """Give a file other content; a large one is made when it is needed."""
+
+    def change(folder: Path) -> None:
+        made = content() if callable(content) else content
+        (folder / name).write_bytes(made if isinstance(made, bytes) else made.encode())
+
+    return change
 
 
 def malformed(name: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Every way in which a JSON file is no JSON object."""
-    texts: dict[str, str | bytes] = {
+    texts: dict[str, str | bytes | Callable[[], str]] = {
         "empty": "", "null": "null", "a list": "[]", "a string": '"x"', "a number": "7", "cut": '{"a": [1, 2',
         "NaN": '{"a": NaN}', "minus infinity": '{"a": -Infinity}', "1e999": '{"a": 1e999}',
         "duplicate key": '{"a":1,"a":1}',
@@ -60,8 +64,8 @@ def malformed(name: str) -> Iterator[tuple[str, Callable[[Path], object]]]:
         "lists 300 deep": '{"a": ' + "[" * 300 + "]" * 300 + "}", "5000 digits": '{"a": ' + "9" * 5000 + "}",
         "a byte-order mark": b"\xef\xbb\xbf{}", "UTF-16": '{"a": 1}'.encode("utf-16"), "zeros": bytes(1000),
         "a web page": "<!DOCTYPE html><html>", "an LFS pointer": "version https://git-lfs.github.com/spec/v1",
-        "30 million empty lists": '{"a": [' + "[]," * 30_000_000 + "[]]}",
-        "30 million empty objects": '{"a": [' + "{}," * 30_000_000 + "{}]}",
+        "30 million empty lists": lambda: '{"a": [' + "[]," * 30_000_000 + "[]]}",
+        "30 million empty objects": lambda: '{"a": [' + "{}," * 30_000_000 + "{}]}",
         "trailing text": "{} {}", "comments": "{} // sound", "single quotes": "{'a': 1}",
     }  # fmt: skip
     for what, content in texts.items():
@@ -88,7 +92,8 @@ def _sizes() -> Iterator[Case]:
         for what, value in _ABSURD.items():
             yield Case(f"config: {key} is {what}", edit_json(CONFIG, **{key: value}), _RUN, (CONFIG, key))
     for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "num_attention_heads"):
-        yield Case(f"config: {key} is missing", edit_json(CONFIG, **{key: ...}), _RUN, (CONFIG, key))
+        codes = {"quantize": 0, "inspect": 0, "generate": 3}
+        yield Case(f"config: {key} is missing", edit_json(CONFIG, **{key: ...}), codes, (CONFIG, key))
     # Sizes that a model may have, but not this one: noticed when its weights are taken.
     for key, value in {
         "hidden_size": 128, "intermediate_size": 96, "vocab_size": 299, "num_hidden_layers": 3, "head_dim": 32,
@@ -158,6 +163,9 @@ def _unknown() -> Iterator[Case]:
         "10**9 layers": {"num_hidden_layers": 10**9, "n_layer": 10**9}, "code": {"auto_map": {"AutoConfig": "a.B"}},
         "strings": dict.fromkeys(("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"), "x"),
     }  # fmt: skip
+    layers = {"model_type": "gpt_neo", "attention_types": [[["global"], 10**9]], "num_layers": 2}
+    endless = edit_json(CONFIG, **layers)
+    yield Case("unknown: gpt_neo with a list that it multiplies", endless, {"quantize": -1, "generate": 4})
     for what, values in unknown.items():
         for kind in ("gptj", "qwen2_vl", "no_such_model"):
             change = edit_json(CONFIG, **{"model_type": kind} | values)

@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from tortures.attacks.case import INDEX, MODEL, READERS, SHARD, Case, read_json, write_json
+from tortures.attacks.configs import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,13 +77,8 @@ def _rewrite(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], objec
     return change
 
 
-def _text(name: str, text: str | bytes) -> Callable[[Path], object]:
-    content = text if isinstance(text, bytes) else text.encode()
-    return lambda folder: (folder / name).write_bytes(content)
-
-
 def _indexes() -> Iterator[Case]:
-    texts: dict[str, str | bytes] = {
+    texts: dict[str, str | bytes | Callable[[], str]] = {
         "empty": "", "null": "null", "a list": "[]", "a number": "1", "no weight_map": "{}",
         "NaN": '{"weight_map": NaN}',
         "empty weight_map": '{"weight_map": {}}', "weight_map a list": '{"weight_map": []}',
@@ -90,12 +86,12 @@ def _indexes() -> Iterator[Case]:
         "duplicate key": '{"weight_map": {"a": "a.safetensors"}, "weight_map": {"a": "a.safetensors"}}',
         "duplicate tensor": '{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}',
         "100,000 deep": '{"weight_map":' * 100_000, "lists 100,000 deep": "[" * 100_000,
-        "30 million empty lists": '{"a":[' + "[]," * 30_000_000 + "[]]}", "LFS pointer": "version https://git-lfs.x",
+        "30 million empty lists": lambda: '{"a":[' + "[]," * 30_000_000 + "[]]}", "LFS pointer": "version https://git-lfs.x",
         "half a surrogate pair": '{"weight_map": {"\\ud800": "a.safetensors"}}', "UTF-16": "{}".encode("utf-16"),
         "5000 digits": '{"weight_map": {}, "a": ' + "9" * 5000 + "}", "infinity": '{"a": 1e999}', "zeros": bytes(5000),
     }  # fmt: skip
-    for name, text in texts.items():
-        yield Case(f"index: {name}", _text(INDEX, text), words=(INDEX,), start="sharded")
+    for name, content in texts.items():
+        yield Case(f"index: {name}", text(INDEX, content), words=(INDEX,), start="sharded")
     ghost, wrong = "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"
     yield Case(
         "index: a tensor that is not there", _rewrite(lambda found: found.update(ghost=ghost)),
@@ -284,10 +280,10 @@ def _other_formats() -> Iterator[Case]:
     yield Case("format: a scratch folder alone", _unfinished, words=("unfinished",), hint="llmq quantize")
     code = "open('pwned', 'w').write('x')\n"
     for name in ("modeling_llama.py", "sitecustomize.py", "numpy.py", "__init__.py", "tokenization_x.py"):
-        yield Case(f"code: {name} is never run", _text(name, code), dict.fromkeys(READERS, 0))
+        yield Case(f"code: {name} is never run", text(name, code), dict.fromkeys(READERS, 0))
     beside = {"pickle": "pytorch_model.bin", "training arguments": "training_args.bin", "optimizer": "optimizer.pt"}
     for name, file in beside.items():
-        yield Case(f"code: a {name} beside the weights is never read", _text(file, pickle), dict.fromkeys(READERS, 0))
+        yield Case(f"code: a {name} beside the weights is never read", text(file, pickle), dict.fromkeys(READERS, 0))
 
 
 def _only(name: str, content: bytes) -> Callable[[Path], object]:

@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import zipfile
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tortures.attacks.case import MODEL, Case, append, replace_header, safetensors, split
@@ -191,11 +192,11 @@ def _names() -> Iterator[Case]:
     )  # fmt: skip
 
 
-def _sparse(header: dict[str, Any], size: int) -> Callable[[Path], object]:
+def _sparse(header: Callable[[], dict[str, Any]], size: int) -> Callable[[Path], object]:
     """A file whose data is a hole."""
 
     def change(folder: Path) -> None:
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = json.dumps(header(), separators=(",", ":")).encode()
         (folder / MODEL).write_bytes(safetensors(text))
         os.truncate(folder / MODEL, 8 + len(text) + size)
 
@@ -211,22 +212,31 @@ def _many(count: int, *, name: str = "t{}", size: int = 0) -> dict[str, Any]:
 def _large() -> Iterator[Case]:
     """More than anybody needs: refused, or done in time."""
     gib = 1 << 30
-    yield Case("large: a tenth of a small file", _sparse(_many(300_000), 0), words=(MODEL, "more than a tenth"))
+    yield Case(
+        "large: a tenth of a small file", _sparse(partial(_many, 300_000), 0), words=(MODEL, "more than a tenth")
+    )
     bounded = dict.fromkeys(("quantize", "inspect", "generate"), -1)
-    yield Case("large: 100,000 tensors", _sparse(_many(100_000), 0), bounded)
-    yield Case("large: 300,000 tensors", _sparse(_many(300_000, size=gib), gib), words=(MODEL, "too much JSON"))
-    yield Case("large: 1,500,000 tensors", _sparse(_many(1_500_000, size=gib), gib), words=(MODEL, "too much JSON"))
-    lists = b'{"a":[' + b"[]," * 30_000_000 + b"[]]}"
-    yield Case("large: 30 million empty lists", _holes(lists, gib), words=(MODEL,))
-    objects = b'{"__metadata__":{"a":[' + b"{}," * 30_000_000 + b"{}]}}"
-    yield Case("large: 30 million empty objects", _holes(objects, gib), words=(MODEL,))
+    yield Case("large: 100,000 tensors", _sparse(partial(_many, 100_000), 0), bounded)
+    yield Case(
+        "large: 300,000 tensors", _sparse(partial(_many, 300_000, size=gib), gib), words=(MODEL, "too much JSON")
+    )
+    yield Case(
+        "large: 1,500,000 tensors", _sparse(partial(_many, 1_500_000, size=gib), gib), words=(MODEL, "too much JSON")
+    )
+    lists = _holes(b'{"a":[', b"[],", b"[]]}", gib)
+    yield Case("large: 30 million empty lists", lists, words=(MODEL, "too much JSON"))
+    objects = _holes(b'{"__metadata__":{"a":[', b"{},", b"{}]}}", gib)
+    yield Case("large: 30 million empty objects", objects, words=(MODEL, "too much JSON"))
     for text in ("layers.0._ln" * 340, "a.vision" * 500, "layers.0.experts." * 240, "_norm" * 800):
-        header = _many(20_000, name=f"{text[:4080]}{{}}.weight", size=gib)
+        header = partial(_many, 20_000, name=f"{text[:4080]}{{}}.weight", size=gib)
         yield Case(f"large: 20,000 names like {text[:12]!r}", _sparse(header, gib), bounded)
 
 
-def _holes(text: bytes, size: int) -> Callable[[Path], object]:
+def _holes(start: bytes, middle: bytes, end: bytes, size: int) -> Callable[[Path], object]:
+    """A header that repeats itself, in front of a hole."""
+
     def change(folder: Path) -> None:
+        text = start + middle * 30_000_000 + end
         (folder / MODEL).write_bytes(safetensors(text))
         os.truncate(folder / MODEL, 8 + len(text) + size)
 
