@@ -51,7 +51,7 @@ def _count(bits: np.ndarray, size: int, magnitude: int) -> tuple[int, int]:
             start = np.uint64(group) * np.uint64(size)
             if (own[start] ^ own[start + second]) & magnitude == 0 and _is_equal(own, start, size, magnitude):
                 equal += 1
-                zeros += np.int64(own[start] & magnitude == 0)
+                zeros += int(own[start] & magnitude == 0)
     return zeros, equal
 
 
