@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from llmq.system.files import atomic_write
 from tortures.shim import NoShimError
+from tortures.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from tortures.tally import Tally
 
 SECTIONS: Final = {
     "faults": "a fault at every call of the system",
@@ -63,6 +63,18 @@ def section(name: str) -> Callable[..., list[Tally]]:
     return run
 
 
+def read_counts(path: Path) -> dict[str, Sequence[Tally]]:
+    """Rows of sections that ran before; none where there is no such file."""
+    if not path.exists():
+        return {}
+    return {name: [Tally(**row) for row in rows] for name, rows in json.loads(path.read_text("utf-8")).items()}
+
+
+def as_text(tallies: dict[str, Sequence[Tally]]) -> str:
+    """The rows of all sections as JSON."""
+    return json.dumps({name: [asdict(row) for row in rows] for name, rows in tallies.items()}, indent=2)
+
+
 def table(tallies: dict[str, Sequence[Tally]]) -> str:
     """The rows of all sections as a Markdown table."""
     lines = ["| section | what | runs | wrong | |", "|---|---|--:|--:|---|"]
@@ -102,9 +114,22 @@ def put_between(path: Path, text: str) -> None:
     metavar="FILE",
     help="Put the table between the markers of a file.",
 )
-def main(only: tuple[str, ...], quick: bool, scratch: Path | None, as_json: bool, markdown: Path | None) -> None:
+@click.option(
+    "--counts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the counts there, section by section; tables show all that it holds, those of earlier runs too.",
+)
+def main(
+    only: tuple[str, ...],
+    quick: bool,
+    scratch: Path | None,
+    as_json: bool,
+    markdown: Path | None,
+    counts: Path | None,
+) -> None:
     """Run the sections and print their counts; exits with 1 if anything was wrong."""
-    tallies: dict[str, Sequence[Tally]] = {}
+    tallies = read_counts(counts) if counts else {}
     with tempfile.TemporaryDirectory(prefix="llmq-torture-", dir=scratch) as folder:
         for name in only or SECTIONS:
             click.echo(f"{name}: {SECTIONS[name]}", err=True)
@@ -114,8 +139,11 @@ def main(only: tuple[str, ...], quick: bool, scratch: Path | None, as_json: bool
                 click.echo(f"error: {error}", err=True)
                 sys.exit(1)
             click.echo(f"{name}: {seconds:.0f} s", err=True)
+            if counts:
+                atomic_write(counts, as_text(tallies).encode())
+    tallies = {name: tallies[name] for name in SECTIONS if name in tallies}
     if as_json:
-        click.echo(json.dumps({name: [asdict(row) for row in rows] for name, rows in tallies.items()}, indent=2))
+        click.echo(as_text(tallies))
     else:
         click.echo(table(tallies))
     if markdown:

@@ -43,6 +43,15 @@ def test_as_json_and_into_a_page(sections, tmp_path):
     assert call("--only", "faults", "--markdown", str(page)).exit_code == 1
 
 
+def test_counts_of_several_runs_make_one_table(sections, tmp_path):
+    kept = tmp_path / "counts.json"
+    assert call("--only", "kills", "--counts", str(kept)).exit_code == 1
+    done = call("--only", "faults", "--counts", str(kept))
+    assert done.exit_code == 1  # one of the earlier run was wrong
+    assert done.stdout.index("| faults |") < done.stdout.index("| kills |")
+    assert list(json.loads(kept.read_text())) == ["kills", "faults"]
+
+
 def test_every_section_can_be_imported():
     for name in torture.SECTIONS:
         assert callable(torture.section(name))
