@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from llmq.checkpoint.manifest import source_headers
-from llmq.errors import UnsupportedError
+from llmq.checkpoint.companions import is_card, split_companions
+from llmq.checkpoint.folder_files import CONFIG_FILE
+from llmq.checkpoint.manifest import MANIFEST, difference, source_headers
+from llmq.checkpoint.safe_open import allowed_roots, read_small
+from llmq.checkpoint.source import select_copies
+from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.evaluate.inventory import inventory
 from llmq.evaluate.rows import read_quantized
 from llmq.formats.compressed_tensors import encode
@@ -19,11 +23,11 @@ from llmq.formats.dense import to_float32
 from llmq.methods import METHODS
 from llmq.pipeline.run import whole_rows
 from llmq.plan import build_plan
-from llmq.plan.recipe_files import read_recipe
+from llmq.plan.recipe_files import RECIPE_FILE, read_recipe
 from llmq.verification.result import Agreement, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from llmq.checkpoint.source import FolderSource, Source
     from llmq.evaluate.inventory import Entry
@@ -50,12 +54,19 @@ _NEAR: Final = 4.0
 
 
 def compare_with_source(
-    output: FolderSource, source: Source, manifest: Mapping[str, Any], progress: Progress, *, full: bool
+    output: FolderSource,
+    source: Source,
+    manifest: Mapping[str, Any],
+    progress: Progress,
+    *,
+    ignored: Collection[str],
+    full: bool,
 ) -> tuple[Agreement | None, list[Problem]]:
     """Quantize a sample of blocks of every tensor again, or all of them, and compare their bytes.
 
     Of each weight the first, the last and one other block of rows are taken. What a calibrated method made of a block
     depends on the text and on all blocks before it: such weights are compared with what they came from instead.
+    Configuration and tokenizer must be those of the source.
 
     Parameters
     ----------
@@ -67,6 +78,8 @@ def compare_with_source(
         Of the output.
     progress : Progress
         Told of bytes of the source.
+    ignored : collection of str
+        Names of files that may differ.
     full : bool
         Whether all blocks are compared.
 
@@ -87,11 +100,19 @@ def compare_with_source(
     if other:
         return None, [Problem("made from another source: headers of weight files differ", source.label)]
     settings = manifest["settings"] if isinstance(manifest.get("settings"), dict) else {}
-    if settings.get("method") not in METHODS:
+    method, size = settings.get("method"), settings.get("max_shard_size")
+    if not isinstance(method, str) or (size is not None and (type(size) is not int or size < 1)):
+        return None, [Problem("does not tell how it was made", MANIFEST)]
+    if method not in METHODS:
         hint = "leave --against out"
         raise UnsupportedError("nothing makes these weights again: they were trained", file=output.label, hint=hint)
-    plan = _plan(output, source, settings)
+    try:
+        recipe = read_recipe(Path(output.folder))
+        plan = build_plan(source, recipe, max_shard_size=size) if size else build_plan(source, recipe)
+    except (InputError, UnsupportedError, UsageError) as error:
+        return None, [Problem(f"cannot be followed: {error.what}", RECIPE_FILE, error.tensor)]
     found = _Comparison(output, source, plan.recipe.method)
+    found.problems += _other_companions(output, source, plan, ignored)
     if not found.same_layout(plan):
         return None, found.problems
     progress.start("comparing with the source", sum(_to_read(tensor, full=full) for tensor in plan.tensors))
@@ -104,10 +125,26 @@ def compare_with_source(
     return agreement, found.problems
 
 
-def _plan(output: FolderSource, source: Source, settings: Mapping[str, Any]) -> Plan:
-    size = settings.get("max_shard_size")
-    recipe = read_recipe(Path(output.folder))
-    return build_plan(source, recipe, max_shard_size=size) if type(size) is int else build_plan(source, recipe)
+def _other_companions(output: FolderSource, source: Source, plan: Plan, ignored: Collection[str]) -> Iterator[Problem]:
+    """Configuration and tokenizer that are not the source's; what config.json says of packing is checked elsewhere."""
+    wanted, stored = (dict(config, quantization_config=None) for config in (plan.config, output.config))
+    other = difference(wanted, stored)
+    if other and CONFIG_FILE not in ignored:
+        name, expected, found = other
+        what = f"not as the source says: {name} (expected {str(expected)[:40]}, found {str(found)[:40]})"
+        yield Problem(what, CONFIG_FILE)
+    theirs = select_copies(source)[0]
+    for name in sorted({*theirs, *split_companions(output.other_files)[0]} - {*ignored}):
+        if is_card(name):
+            continue
+        if name not in theirs or name not in output.other_files:
+            yield Problem("missing" if name in theirs else "the source has no such file", name)
+        elif _bytes_of(output.folder, name) != _bytes_of(source.folder, name):
+            yield Problem("not the file of the source", name)
+
+
+def _bytes_of(folder: Path, name: str) -> bytes:
+    return read_small(folder / name, allowed_roots(folder))
 
 
 def _blocks(tensor: TensorPlan, *, full: bool) -> list[tuple[int, int]]:
@@ -153,11 +190,10 @@ class _Comparison:
         """Whether the output's files are laid out as the plan says."""
         expected = {shard.file: hashlib.sha256(shard.header[8:]).hexdigest() for shard in plan.shards}
         found = {name: header.digest for name, header in self.output.headers.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                what = "its tensors are not those that the recipe makes of the source"
-                self.problems.append(Problem(what, name))
-        return not self.problems
+        other = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+        what = "its tensors are not those that the recipe makes of the source"
+        self.problems += [Problem(what, name) for name in other]
+        return not other
 
     def tensor(self, tensor: TensorPlan, *, full: bool, progress: Progress) -> None:
         """Compare blocks of one tensor; the first that differs is a problem, and ends it."""

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint.certificate import CERTIFICATE, check_certificate
-from llmq.checkpoint.companions import is_card, is_weight_file
+from llmq.checkpoint.companions import is_card, is_weight_file, split_companions
+from llmq.checkpoint.faults import reading
+from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.header import read_header
 from llmq.checkpoint.index import SCRATCH
 from llmq.checkpoint.manifest import MANIFEST, parse_manifest
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
 from llmq.errors import InputError, LlmqError
+from llmq.plan.recipe_files import RECIPE_FILE
 from llmq.system.files import is_present
 from llmq.verification.digests import digest_file, digest_shard
 from llmq.verification.result import Problem
@@ -100,7 +103,8 @@ def check_files(found: FileCheck, ignored: Collection[str], progress: Progress) 
         Names of files that are not looked at.
     progress : Progress
     """
-    names = sorted(path.name for path in found.folder.iterdir() if path.name not in (MANIFEST, SCRATCH))
+    with reading(found.folder):
+        names = sorted(path.name for path in found.folder.iterdir() if path.name not in (MANIFEST, SCRATCH))
     listed = found.manifest["files"] if found.manifest else {n: None for n in names if n.endswith(".safetensors")}
     wanted = {name: entry for name, entry in listed.items() if name not in ignored}
     progress.start("verifying", sum(_size(found.folder / name) for name in wanted))
@@ -112,6 +116,9 @@ def check_files(found: FileCheck, ignored: Collection[str], progress: Progress) 
     progress.finish()
     if found.manifest:
         _check_others(found, [name for name in names if name not in listed and name not in ignored])
+        _check_holders(found)
+    absent = sorted({*ignored} - {*names, *listed})
+    found.notes += [f"{name} is ignored, and not there" for name in absent]
 
 
 def _size(path: Path) -> int:
@@ -182,8 +189,23 @@ def _check_others(found: FileCheck, names: list[str]) -> None:
             try:
                 check_certificate(found.folder)
             except LlmqError as error:
-                found.problems.append(Problem.of(error, name))
+                found.problems.append(Problem(error.what, name))
+        elif _is_read_by_others(name):
+            found.problems.append(Problem("no part of the output, though those who load it may read it", name))
         elif is_weight_file(name) and not name.endswith(".onnx"):
             found.problems.append(Problem("weights that are no part of the output, which others may load", name))
         elif (found.folder / name).is_file():
             found.notes.append(f"{name} is no part of the output")
+
+
+def _is_read_by_others(name: str) -> bool:
+    """Whether a file without weights changes what a checkpoint is: its configuration, its tokenizer, its template."""
+    return name in (CONFIG_FILE, RECIPE_FILE) or (not is_card(name) and bool(split_companions([name])[0]))
+
+
+def _check_holders(found: FileCheck) -> None:
+    """Tensors that the manifest puts in files that hold none."""
+    for tensor, entry in found.manifest["tensors"].items() if found.manifest else ():
+        if not entry["file"].endswith(".safetensors"):
+            what = f"{MANIFEST} says that it is in a file without tensors"
+            found.problems.append(Problem(what, entry["file"], tensor))

@@ -102,7 +102,7 @@ def _check_recipe(source: FolderSource, packed: dict[str, Entry]) -> Iterator[Pr
     try:
         recipe = read_recipe(Path(source.folder))
     except LlmqError as error:
-        yield Problem.of(error, RECIPE_FILE)
+        yield Problem(error.what, RECIPE_FILE, error.tensor)
         return
     said = {assigned.name: assigned for assigned in recipe.assigned}
     for name, assigned in said.items():

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -176,6 +177,7 @@ def test_another_source(made, write_pico, tmp_path):
     [problem] = told(made, against=other)
     assert problem.endswith("other: made from another source: headers of weight files differ")
     same_headers = write_pico(tmp_path / "seed", shards=2, seed=1)
+    (same_headers / "tokenizer.json").write_text("{}")
     found = llmq.verify(made, against=same_headers)
     assert len(found.problems) == 21
     assert all("not what its method gives" in p.what or "not the bytes of the source" in p.what for p in found.problems)
@@ -378,3 +380,63 @@ def test_infinity_that_was_kept_is_a_note(write_pico, tmp_path):
     assert found.ok
     assert "q_proj.weight: holds 0 NaN and 1 infinite values" in found.notes[0]
     assert llmq.verify(tmp_path / "out", against=tmp_path / "in").problems == ()
+
+
+def test_a_tensor_in_a_file_without_tensors(output):
+    ghost = {"file": "config.json", "sha256": "0" * 64}
+    rewrite_manifest(output, lambda manifest: manifest["tensors"].update(ghost=ghost))
+    assert told(output) == ["config.json: ghost: llmq.json says that it is in a file without tensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "recipe.json", "tokenizer.json", "chat_template.jinja"])
+def test_unlisted_files_that_loaders_read(output, name):
+    rewrite_manifest(output, lambda manifest: manifest["files"].pop(name, None))
+    (output / name).touch()
+    assert told(output) == [f"{name}: no part of the output, though those who load it may read it"]
+    assert told(output, ignore=[name]) == []
+
+
+def test_what_is_ignored_and_not_there_is_told(output):
+    assert llmq.verify(output, ignore=["Readme.md", "README.md"]).notes == ("Readme.md is ignored, and not there",)
+    (output / "README.md").write_text("mine")
+    assert told(output, ignore="README.md") == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [None, {}, {"method": []}, {"method": "mse", "max_shard_size": 0}, {"method": "mse", "max_shard_size": "1"}],
+)
+def test_settings_that_make_no_sense(output, source, settings):
+    rewrite_manifest(output, lambda manifest: manifest.update(settings=settings))
+    assert told(output, against=source) == ["llmq.json: does not tell how it was made"]
+
+
+def test_a_recipe_that_cannot_be_followed(output, source):
+    change_json(output, "recipe.json", lambda recipe: recipe.update({"for": "vllm"}))
+    [problem] = told(output, against=source)
+    assert problem.startswith("recipe.json: ")
+    assert "cannot be followed: not readable by vllm" in problem
+    rewrite_manifest(output, lambda manifest: manifest["files"].pop("recipe.json"))
+    (output / "recipe.json").unlink()
+    assert told(output, against=source) == ["recipe.json: cannot be followed: no recipe there"]
+
+
+def test_configuration_and_tokenizer_of_another_model(output, source, tmp_path):
+    change_json(output, "config.json", lambda config: config.update(rms_norm_eps=0.5))
+    replace_file(output, "tokenizer.json", b'{"evil": 1}')
+    assert told(output) == []
+    first, second = told(output, against=source)
+    assert first.startswith("config.json: not as the source says: rms_norm_eps (expected ")
+    assert second == "tokenizer.json: not the file of the source"
+    assert told(output, against=source, ignore=["config.json", "tokenizer.json"]) == []
+    bare = shutil.copytree(source, tmp_path / "bare")
+    (bare / "tokenizer.json").rename(bare / "tokenizer_config.json")
+    assert told(output, against=bare, ignore=["config.json"]) == [
+        "tokenizer.json: the source has no such file",
+        "tokenizer_config.json: missing",
+    ]
+
+
+def test_a_name_that_is_too_long_is_no_folder():
+    with pytest.raises(InputError, match="File name too long"):
+        llmq.verify(Path("x" * 300))
