@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llmq.checkpoint.faults import reading
+from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.hub import download
 from llmq.checkpoint.source import FolderSource, open_source
 from llmq.errors import InputError, LlmqError, UsageError
@@ -128,7 +129,8 @@ def _look_inside(
             found.notes.append(_NOT_COMPARED)
         return None
     with opened as output:
-        _add(found, check_meaning(output, ours=found.manifest is not None))
+        if CONFIG_FILE not in {problem.file for problem in found.problems}:  # else all that hangs on it is no news
+            _add(found, check_meaning(output, ours=found.manifest is not None))
         if source is None:
             return None
         if found.manifest is None or found.problems:

@@ -440,3 +440,10 @@ def test_configuration_and_tokenizer_of_another_model(output, source, tmp_path):
 def test_a_name_that_is_too_long_is_no_folder():
     with pytest.raises(InputError, match="File name too long"):
         llmq.verify(Path("x" * 300))
+
+
+def test_a_missing_configuration_is_one_problem(output, source):
+    (output / "config.json").unlink()
+    found = llmq.verify(output, against=source)
+    assert [str(problem) for problem in found.problems] == ["config.json: no such file"]
+    assert found.notes == ("not compared with the source: the output itself is not sound",)
