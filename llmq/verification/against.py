@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from xxhash import xxh3_128
 
 from llmq.checkpoint.companions import is_card, split_companions
 from llmq.checkpoint.folder_files import CONFIG_FILE
@@ -111,7 +112,7 @@ def compare_with_source(
         plan = build_plan(source, recipe, max_shard_size=size) if size else build_plan(source, recipe)
     except (InputError, UnsupportedError, UsageError) as error:
         return None, [Problem(f"cannot be followed: {error.what}", RECIPE_FILE, error.tensor)]
-    found = _Comparison(output, source, plan.recipe.method)
+    found = _Comparison(output, source, plan.recipe.method, _source_checksums(manifest))
     found.problems += _other_companions(output, source, plan, ignored)
     if not found.same_layout(plan):
         return None, found.problems
@@ -123,6 +124,13 @@ def compare_with_source(
     share = found.nbytes / max(1, plan.source_bytes)
     agreement = Agreement(source.label, len(plan.tensors), found.blocks, found.exact, found.near, share)
     return agreement, found.problems
+
+
+def _source_checksums(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """XXH3-128 of the source's tensors by name, as the manifest has them."""
+    tensors = manifest.get("source_tensors")
+    entries = tensors.items() if isinstance(tensors, dict) else ()
+    return {name: entry.get("xxh3_128") for name, entry in entries if isinstance(entry, dict)}
 
 
 def _other_companions(output: FolderSource, source: Source, plan: Plan, ignored: Collection[str]) -> Iterator[Problem]:
@@ -177,6 +185,7 @@ class _Comparison:
     output: FolderSource
     source: Source
     method: str
+    checksums: Mapping[str, Any]
     problems: list[Problem] = field(default_factory=list)
     blocks: int = 0
     exact: int = 0
@@ -196,12 +205,18 @@ class _Comparison:
         return not other
 
     def tensor(self, tensor: TensorPlan, *, full: bool, progress: Progress) -> None:
-        """Compare blocks of one tensor; the first that differs is a problem, and ends it."""
+        """Compare blocks of one tensor; the first that differs is a problem, and ends it.
+
+        What was read as a whole must be what the run read, too.
+        """
+        whole, count = xxh3_128(), 0
         for start, stop in _blocks(tensor, full=full):
             width = _row_bytes(tensor)
             raw = _read(self.source, tensor.name, start * width, stop * width)
             self.blocks += 1
             self.nbytes += raw.size
+            whole.update(raw.data)
+            count += raw.size
             what = (self._kept if tensor.spec is None else self._packed)(tensor, raw, start, stop)
             progress.advance(raw.size)
             if what is not None:
@@ -209,6 +224,10 @@ class _Comparison:
                 file = self.output.tensors[tensor.outputs[0].name].file
                 self.problems.append(Problem(f"{what}: {unit} {start} to {stop}", file, tensor.name))
                 return
+        expected = self.checksums.get(tensor.name)
+        if count == tensor.info.nbytes and expected not in (None, whole.hexdigest()):
+            what = f"not what the output was made from (expected {str(expected)[:40]}, found {whole.hexdigest()})"
+            self.problems.append(Problem(what, self.source.label, tensor.name))
 
     def _kept(self, tensor: TensorPlan, raw: np.ndarray, start: int, stop: int) -> str | None:
         if np.array_equal(raw, _read(self.output, tensor.name, start, stop)):

@@ -53,7 +53,7 @@ def verify(
         A folder, or ``org/name[@revision]`` of the Hub, which is downloaded.
     against : str or Path, optional
         The source, as `llmq quantize` takes it: a sample of every weight is quantized again, and must come out the same
-        bit for bit; weights of calibrated methods must be near the source.
+        bit for bit; weights of calibrated methods must be near the source. Configuration and tokenizer must be its own.
     full : bool
         Compare all of it with the source, not a sample.
     ignore : collection of str

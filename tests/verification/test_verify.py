@@ -447,3 +447,14 @@ def test_a_missing_configuration_is_one_problem(output, source):
     found = llmq.verify(output, against=source)
     assert [str(problem) for problem in found.problems] == ["config.json: no such file"]
     assert found.notes == ("not compared with the source: the output itself is not sound",)
+
+
+def test_the_checksum_of_what_a_tensor_was_made_from(output, source):
+    name = "model.layers.0.mlp.up_proj.weight"
+    other = {"xxh3_128": "0" * 32}
+    rewrite_manifest(output, lambda manifest: manifest["source_tensors"].update({name: other}))
+    [problem] = told(output, against=source, full=True)
+    assert problem.startswith(f"{source}: {name}: not what the output was made from (expected 000")
+    for nothing in (None, [], {name: 1}):
+        rewrite_manifest(output, lambda manifest, nothing=nothing: manifest.update(source_tensors=nothing))
+        assert told(output, against=source, full=True) == []
