@@ -12,12 +12,12 @@ from llmq.checkpoint.faults import reading
 from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.hub import download
 from llmq.checkpoint.source import FolderSource, open_source
-from llmq.errors import InputError, LlmqError, UsageError
+from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.formats.fp8 import dequantized
 from llmq.pipeline.threads import use_threads
 from llmq.system.progress import NullProgress, Progress
 from llmq.verification.against import compare_with_source
-from llmq.verification.files import FileCheck, check_files, read_manifest_of
+from llmq.verification.files import FileCheck, check_files, check_still_there, read_manifest_of
 from llmq.verification.meaning import check_meaning
 from llmq.verification.result import Agreement, Problem, Verification
 
@@ -75,6 +75,8 @@ def verify(
         `full` without `against`.
     UnsupportedError
         The source cannot make these weights again: they were trained.
+    ResourceError
+        Memory or descriptors ran out.
     NetworkError
         The Hub could not be reached, or refused.
     """
@@ -91,6 +93,7 @@ def verify(
         with nullcontext() if against is None else open_source(against) as source:
             check_files(found, ignored, told)
             agreement = _look_inside(found, source, ignored, told, full=full)
+        check_still_there(found)
     return Verification(
         folder,
         found.files,
@@ -123,7 +126,7 @@ def _look_inside(
     """Check what the files say; against the source only where that is sound."""
     try:
         opened = FolderSource(found.folder, label=str(found.folder))
-    except LlmqError as error:
+    except (InputError, UnsupportedError) as error:
         _add(found, [Problem.of(error, str(found.folder))])
         if source is not None:
             found.notes.append(_NOT_COMPARED)

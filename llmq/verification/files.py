@@ -16,7 +16,7 @@ from llmq.checkpoint.header import read_header
 from llmq.checkpoint.index import SCRATCH
 from llmq.checkpoint.manifest import MANIFEST, parse_manifest
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
-from llmq.errors import InputError, LlmqError
+from llmq.errors import InputError, UnsupportedError
 from llmq.plan.recipe_files import RECIPE_FILE
 from llmq.system.files import is_present
 from llmq.verification.digests import digest_file, digest_shard
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmq.system.progress import Progress
     from llmq.verification.digests import TensorDigest
 
-__all__ = ["FileCheck", "check_files", "read_manifest_of"]
+__all__ = ["FileCheck", "check_files", "check_still_there", "read_manifest_of"]
 
 _FINITE: Final = "weight_scale"
 
@@ -84,12 +84,24 @@ def read_manifest_of(folder: Path) -> FileCheck:
         data = read_small(folder / MANIFEST, allowed_roots(folder))
         found.sha256 = hashlib.sha256(data).hexdigest()
         found.manifest = parse_manifest(data, Path(MANIFEST))
-    except LlmqError as error:
+    except (InputError, UnsupportedError) as error:
         found.problems.append(Problem.of(error, MANIFEST))
     found.files += 1
     if (folder / SCRATCH).is_dir():
         found.notes.append(f"{SCRATCH} is there: a run was stopped, or is under way; it is no part of the output")
     return found
+
+
+def check_still_there(found: FileCheck) -> None:
+    """Add a problem, the first, if the manifest is not the one that was read: what differs then is no damage."""
+    if found.sha256 is None:
+        return
+    try:
+        data = read_small(found.folder / MANIFEST, allowed_roots(found.folder))
+    except (InputError, UnsupportedError):
+        data = b""
+    if hashlib.sha256(data).hexdigest() != found.sha256:
+        found.problems.insert(0, Problem("changed while the output was verified: a run replaces it", MANIFEST))
 
 
 def check_files(found: FileCheck, ignored: Collection[str], progress: Progress) -> None:
@@ -111,7 +123,7 @@ def check_files(found: FileCheck, ignored: Collection[str], progress: Progress) 
     for name, entry in wanted.items():
         try:
             _check_file(found, name, entry, progress)
-        except LlmqError as error:
+        except (InputError, UnsupportedError) as error:
             found.problems.append(Problem.of(error, name))
     progress.finish()
     if found.manifest:
@@ -188,7 +200,7 @@ def _check_others(found: FileCheck, names: list[str]) -> None:
         if name == CERTIFICATE:
             try:
                 check_certificate(found.folder)
-            except LlmqError as error:
+            except (InputError, UnsupportedError) as error:
                 found.problems.append(Problem(error.what, name))
         elif _is_read_by_others(name):
             found.problems.append(Problem("no part of the output, though those who load it may read it", name))

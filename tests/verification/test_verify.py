@@ -3,66 +3,17 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tampering import change_json, replace_file, rewrite_manifest, told
 
 import llmq
 from llmq.checkpoint.certificate import add_evaluation
-from llmq.checkpoint.sealed import seal
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.pipeline import write_given
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory, write_pico):
-    folder = write_pico(tmp_path_factory.mktemp("verify") / "source", shards=2)
-    (folder / "README.md").write_text("# Pico\n")
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, source):
-    """A sound output in three shards; not to be written to."""
-    return llmq.quantize(source, tmp_path_factory.mktemp("made") / "out", max_shard_size=30_000).output
-
-
-@pytest.fixture
-def output(made, tmp_path):
-    """A copy of it."""
-    return shutil.copytree(made, tmp_path / "copy")
-
-
-def told(folder, **how):
-    """What is wrong, as text."""
-    return [str(problem) for problem in llmq.verify(folder, **how).problems]
-
-
-def rewrite_manifest(folder, change):
-    """Change the manifest as somebody would who knows how it is made."""
-    manifest = json.loads((folder / "llmq.json").read_text())
-    del manifest["sha256"]
-    change(manifest)
-    (folder / "llmq.json").write_bytes(seal(manifest))
-
-
-def replace_file(folder, name, data):
-    """Change a file, and the manifest's word of it."""
-    import hashlib
-
-    (folder / name).write_bytes(data)
-    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    rewrite_manifest(folder, lambda manifest: manifest["files"].update({name: entry}))
-
-
-def change_json(folder, name, change):
-    value = json.loads((folder / name).read_text())
-    change(value)
-    replace_file(folder, name, json.dumps(value).encode())
 
 
 def test_a_whole_output(made):
@@ -380,81 +331,3 @@ def test_infinity_that_was_kept_is_a_note(write_pico, tmp_path):
     assert found.ok
     assert "q_proj.weight: holds 0 NaN and 1 infinite values" in found.notes[0]
     assert llmq.verify(tmp_path / "out", against=tmp_path / "in").problems == ()
-
-
-def test_a_tensor_in_a_file_without_tensors(output):
-    ghost = {"file": "config.json", "sha256": "0" * 64}
-    rewrite_manifest(output, lambda manifest: manifest["tensors"].update(ghost=ghost))
-    assert told(output) == ["config.json: ghost: llmq.json says that it is in a file without tensors"]
-
-
-@pytest.mark.parametrize("name", ["config.json", "recipe.json", "tokenizer.json", "chat_template.jinja"])
-def test_unlisted_files_that_loaders_read(output, name):
-    rewrite_manifest(output, lambda manifest: manifest["files"].pop(name, None))
-    (output / name).touch()
-    assert told(output) == [f"{name}: no part of the output, though those who load it may read it"]
-    assert told(output, ignore=[name]) == []
-
-
-def test_what_is_ignored_and_not_there_is_told(output):
-    assert llmq.verify(output, ignore=["Readme.md", "README.md"]).notes == ("Readme.md is ignored, and not there",)
-    (output / "README.md").write_text("mine")
-    assert told(output, ignore="README.md") == []
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [None, {}, {"method": []}, {"method": "mse", "max_shard_size": 0}, {"method": "mse", "max_shard_size": "1"}],
-)
-def test_settings_that_make_no_sense(output, source, settings):
-    rewrite_manifest(output, lambda manifest: manifest.update(settings=settings))
-    assert told(output, against=source) == ["llmq.json: does not tell how it was made"]
-
-
-def test_a_recipe_that_cannot_be_followed(output, source):
-    change_json(output, "recipe.json", lambda recipe: recipe.update({"for": "vllm"}))
-    [problem] = told(output, against=source)
-    assert problem.startswith("recipe.json: ")
-    assert "cannot be followed: not readable by vllm" in problem
-    rewrite_manifest(output, lambda manifest: manifest["files"].pop("recipe.json"))
-    (output / "recipe.json").unlink()
-    assert told(output, against=source) == ["recipe.json: cannot be followed: no recipe there"]
-
-
-def test_configuration_and_tokenizer_of_another_model(output, source, tmp_path):
-    change_json(output, "config.json", lambda config: config.update(rms_norm_eps=0.5))
-    replace_file(output, "tokenizer.json", b'{"evil": 1}')
-    assert told(output) == []
-    first, second = told(output, against=source)
-    assert first.startswith("config.json: not as the source says: rms_norm_eps (expected ")
-    assert second == "tokenizer.json: not the file of the source"
-    assert told(output, against=source, ignore=["config.json", "tokenizer.json"]) == []
-    bare = shutil.copytree(source, tmp_path / "bare")
-    (bare / "tokenizer.json").rename(bare / "tokenizer_config.json")
-    assert told(output, against=bare, ignore=["config.json"]) == [
-        "tokenizer.json: the source has no such file",
-        "tokenizer_config.json: missing",
-    ]
-
-
-def test_a_name_that_is_too_long_is_no_folder():
-    with pytest.raises(InputError, match="File name too long"):
-        llmq.verify(Path("x" * 300))
-
-
-def test_a_missing_configuration_is_one_problem(output, source):
-    (output / "config.json").unlink()
-    found = llmq.verify(output, against=source)
-    assert [str(problem) for problem in found.problems] == ["config.json: no such file"]
-    assert found.notes == ("not compared with the source: the output itself is not sound",)
-
-
-def test_the_checksum_of_what_a_tensor_was_made_from(output, source):
-    name = "model.layers.0.mlp.up_proj.weight"
-    other = {"xxh3_128": "0" * 32}
-    rewrite_manifest(output, lambda manifest: manifest["source_tensors"].update({name: other}))
-    [problem] = told(output, against=source, full=True)
-    assert problem.startswith(f"{source}: {name}: not what the output was made from (expected 000")
-    for nothing in (None, [], {name: 1}):
-        rewrite_manifest(output, lambda manifest, nothing=nothing: manifest.update(source_tensors=nothing))
-        assert told(output, against=source, full=True) == []
