@@ -74,7 +74,8 @@ def parse_manifest(data: bytes, file: Path) -> dict[str, Any]:
         if not plain or not _has_digest(entry) or type(entry.get("size")) is not int:
             raise InputError("malformed entry", file=file, found=repr(name)[:80], hint=_AGAIN)
     for name, entry in tensors.items():
-        if not _has_digest(entry) or entry.get("file") not in files:
+        holder = entry.get("file") if isinstance(entry, dict) else None
+        if not _has_digest(entry) or not isinstance(holder, str) or holder not in files:
             raise InputError("malformed entry", file=file, tensor=name, hint=_AGAIN)
     return dict(manifest)
 

@@ -15,6 +15,7 @@ from llmq.checkpoint.faults import writing
 from llmq.checkpoint.index import INDEX_FILE, SCRATCH
 from llmq.checkpoint.journal import Scratch, read_record
 from llmq.checkpoint.manifest import MANIFEST, difference
+from llmq.checkpoint.safe_open import allowed_roots, read_small
 from llmq.errors import InputError, UsageError
 from llmq.system.files import make_folder
 from llmq.system.lock import FileLock, Held
@@ -170,10 +171,10 @@ def _replaceable(folder: Path) -> dict[str, int]:
     if read_certificate(folder) is not None:
         found[CERTIFICATE] = (folder / CERTIFICATE).stat().st_size
     try:
-        manifest = json_strict.loads((folder / MANIFEST).read_bytes(), MANIFEST)
+        manifest = json_strict.loads(read_small(folder / MANIFEST, allowed_roots(folder)), MANIFEST)
         files = manifest["files"].items()
         listed = {name: entry["size"] for name, entry in files if name == Path(name).name}
-    except (FileNotFoundError, InputError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return found
     return _sizes(listed) | found
 

@@ -54,10 +54,11 @@ def command(
         _print(found)
     if not found.ok:
         count = len(found.problems)
+        again = "copy or download it again, or make it again with `llmq quantize --overwrite`"
         raise VerificationError(
             f"{count} problem{'s' if count > 1 else ''} found",
             file=found.folder,
-            hint="copy or download it again, or make it again with `llmq quantize --overwrite`",
+            hint=again if against is None else f"compare it with what it was made from; else {again}",
         )
 
 

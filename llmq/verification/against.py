@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from xxhash import xxh3_128
 
-from llmq.checkpoint.manifest import source_headers
-from llmq.errors import UnsupportedError
+from llmq.checkpoint.companions import is_card, split_companions
+from llmq.checkpoint.folder_files import CONFIG_FILE
+from llmq.checkpoint.manifest import MANIFEST, difference, source_headers
+from llmq.checkpoint.safe_open import allowed_roots, read_small
+from llmq.checkpoint.source import select_copies
+from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.evaluate.inventory import inventory
 from llmq.evaluate.rows import read_quantized
 from llmq.formats.compressed_tensors import encode
@@ -19,11 +24,11 @@ from llmq.formats.dense import to_float32
 from llmq.methods import METHODS
 from llmq.pipeline.run import whole_rows
 from llmq.plan import build_plan
-from llmq.plan.recipe_files import read_recipe
+from llmq.plan.recipe_files import RECIPE_FILE, read_recipe
 from llmq.verification.result import Agreement, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from llmq.checkpoint.source import FolderSource, Source
     from llmq.evaluate.inventory import Entry
@@ -50,12 +55,19 @@ _NEAR: Final = 4.0
 
 
 def compare_with_source(
-    output: FolderSource, source: Source, manifest: Mapping[str, Any], progress: Progress, *, full: bool
+    output: FolderSource,
+    source: Source,
+    manifest: Mapping[str, Any],
+    progress: Progress,
+    *,
+    ignored: Collection[str],
+    full: bool,
 ) -> tuple[Agreement | None, list[Problem]]:
     """Quantize a sample of blocks of every tensor again, or all of them, and compare their bytes.
 
     Of each weight the first, the last and one other block of rows are taken. What a calibrated method made of a block
     depends on the text and on all blocks before it: such weights are compared with what they came from instead.
+    Configuration and tokenizer must be those of the source.
 
     Parameters
     ----------
@@ -67,6 +79,8 @@ def compare_with_source(
         Of the output.
     progress : Progress
         Told of bytes of the source.
+    ignored : collection of str
+        Names of files that may differ.
     full : bool
         Whether all blocks are compared.
 
@@ -87,11 +101,19 @@ def compare_with_source(
     if other:
         return None, [Problem("made from another source: headers of weight files differ", source.label)]
     settings = manifest["settings"] if isinstance(manifest.get("settings"), dict) else {}
-    if settings.get("method") not in METHODS:
+    method, size = settings.get("method"), settings.get("max_shard_size")
+    if not isinstance(method, str) or (size is not None and (type(size) is not int or size < 1)):
+        return None, [Problem("does not tell how it was made", MANIFEST)]
+    if method not in METHODS:
         hint = "leave --against out"
         raise UnsupportedError("nothing makes these weights again: they were trained", file=output.label, hint=hint)
-    plan = _plan(output, source, settings)
-    found = _Comparison(output, source, plan.recipe.method)
+    try:
+        recipe = read_recipe(Path(output.folder))
+        plan = build_plan(source, recipe, max_shard_size=size) if size else build_plan(source, recipe)
+    except (InputError, UnsupportedError, UsageError) as error:
+        return None, [Problem(f"cannot be followed: {error.what}", RECIPE_FILE, error.tensor)]
+    found = _Comparison(output, source, plan.recipe.method, _source_checksums(manifest))
+    found.problems += _other_companions(output, source, plan, ignored)
     if not found.same_layout(plan):
         return None, found.problems
     progress.start("comparing with the source", sum(_to_read(tensor, full=full) for tensor in plan.tensors))
@@ -104,10 +126,33 @@ def compare_with_source(
     return agreement, found.problems
 
 
-def _plan(output: FolderSource, source: Source, settings: Mapping[str, Any]) -> Plan:
-    size = settings.get("max_shard_size")
-    recipe = read_recipe(Path(output.folder))
-    return build_plan(source, recipe, max_shard_size=size) if type(size) is int else build_plan(source, recipe)
+def _source_checksums(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """XXH3-128 of the source's tensors by name, as the manifest has them."""
+    tensors = manifest.get("source_tensors")
+    entries = tensors.items() if isinstance(tensors, dict) else ()
+    return {name: entry.get("xxh3_128") for name, entry in entries if isinstance(entry, dict)}
+
+
+def _other_companions(output: FolderSource, source: Source, plan: Plan, ignored: Collection[str]) -> Iterator[Problem]:
+    """Configuration and tokenizer that are not the source's; what config.json says of packing is checked elsewhere."""
+    wanted, stored = (dict(config, quantization_config=None) for config in (plan.config, output.config))
+    other = difference(wanted, stored)
+    if other and CONFIG_FILE not in ignored:
+        name, expected, found = other
+        what = f"not as the source says: {name} (expected {str(expected)[:40]}, found {str(found)[:40]})"
+        yield Problem(what, CONFIG_FILE)
+    theirs = select_copies(source)[0]
+    for name in sorted({*theirs, *split_companions(output.other_files)[0]} - {*ignored}):
+        if is_card(name):
+            continue
+        if name not in theirs or name not in output.other_files:
+            yield Problem("missing" if name in theirs else "the source has no such file", name)
+        elif _bytes_of(output.folder, name) != _bytes_of(source.folder, name):
+            yield Problem("not the file of the source", name)
+
+
+def _bytes_of(folder: Path, name: str) -> bytes:
+    return read_small(folder / name, allowed_roots(folder))
 
 
 def _blocks(tensor: TensorPlan, *, full: bool) -> list[tuple[int, int]]:
@@ -140,6 +185,7 @@ class _Comparison:
     output: FolderSource
     source: Source
     method: str
+    checksums: Mapping[str, Any]
     problems: list[Problem] = field(default_factory=list)
     blocks: int = 0
     exact: int = 0
@@ -153,19 +199,24 @@ class _Comparison:
         """Whether the output's files are laid out as the plan says."""
         expected = {shard.file: hashlib.sha256(shard.header[8:]).hexdigest() for shard in plan.shards}
         found = {name: header.digest for name, header in self.output.headers.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                what = "its tensors are not those that the recipe makes of the source"
-                self.problems.append(Problem(what, name))
-        return not self.problems
+        other = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+        what = "its tensors are not those that the recipe makes of the source"
+        self.problems += [Problem(what, name) for name in other]
+        return not other
 
     def tensor(self, tensor: TensorPlan, *, full: bool, progress: Progress) -> None:
-        """Compare blocks of one tensor; the first that differs is a problem, and ends it."""
+        """Compare blocks of one tensor; the first that differs is a problem, and ends it.
+
+        What was read as a whole must be what the run read, too.
+        """
+        whole, count = xxh3_128(), 0
         for start, stop in _blocks(tensor, full=full):
             width = _row_bytes(tensor)
             raw = _read(self.source, tensor.name, start * width, stop * width)
             self.blocks += 1
             self.nbytes += raw.size
+            whole.update(raw.data)
+            count += raw.size
             what = (self._kept if tensor.spec is None else self._packed)(tensor, raw, start, stop)
             progress.advance(raw.size)
             if what is not None:
@@ -173,6 +224,10 @@ class _Comparison:
                 file = self.output.tensors[tensor.outputs[0].name].file
                 self.problems.append(Problem(f"{what}: {unit} {start} to {stop}", file, tensor.name))
                 return
+        expected = self.checksums.get(tensor.name)
+        if count == tensor.info.nbytes and expected not in (None, whole.hexdigest()):
+            what = f"not what the output was made from (expected {str(expected)[:40]}, found {whole.hexdigest()})"
+            self.problems.append(Problem(what, self.source.label, tensor.name))
 
     def _kept(self, tensor: TensorPlan, raw: np.ndarray, start: int, stop: int) -> str | None:
         if np.array_equal(raw, _read(self.output, tensor.name, start, stop)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llmq.checkpoint.dtypes import NUMPY_DTYPES
+from llmq.checkpoint.faults import unreadable
 from llmq.errors import InputError
 from llmq.system.files import preadv
 from llmq_kernels.nonfinite import count_nonfinite
@@ -72,6 +72,8 @@ def digest_shard(fd: int, name: str, header: Header, progress: Progress) -> tupl
     ------
     InputError
         The file cannot be read, or became shorter.
+    ResourceError
+        Memory ran out.
     """
     whole = hashlib.sha256()
     for piece in _pieces(fd, name, 0, header.data_start):
@@ -108,7 +110,7 @@ def _pieces(fd: int, name: str, start: int, count: int) -> Iterator[np.ndarray]:
         try:
             done = preadv(fd, piece.data, place)
         except OSError as error:
-            raise InputError(f"cannot be read: {os.strerror(error.errno or 0)}", file=name) from error
+            raise unreadable(error, name) from error
         if done < piece.size:
             raise InputError("became shorter while it was read", file=name)
         yield piece

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from llmq.checkpoint.faults import reading
+from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.hub import download
 from llmq.checkpoint.source import FolderSource, open_source
-from llmq.errors import InputError, LlmqError, UsageError
+from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.formats.fp8 import dequantized
 from llmq.pipeline.threads import use_threads
 from llmq.system.progress import NullProgress, Progress
 from llmq.verification.against import compare_with_source
-from llmq.verification.files import FileCheck, check_files, read_manifest_of
+from llmq.verification.files import FileCheck, check_files, check_still_there, read_manifest_of
 from llmq.verification.meaning import check_meaning
 from llmq.verification.result import Agreement, Problem, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from llmq.checkpoint.source import Source
+
 __all__ = ["verify"]
+
+_NOT_COMPARED: Final = "not compared with the source: the output itself is not sound"
 
 
 def verify(
@@ -46,7 +53,7 @@ def verify(
         A folder, or ``org/name[@revision]`` of the Hub, which is downloaded.
     against : str or Path, optional
         The source, as `llmq quantize` takes it: a sample of every weight is quantized again, and must come out the same
-        bit for bit; weights of calibrated methods must be near the source.
+        bit for bit; weights of calibrated methods must be near the source. Configuration and tokenizer must be its own.
     full : bool
         Compare all of it with the source, not a sample.
     ignore : collection of str
@@ -68,19 +75,25 @@ def verify(
         `full` without `against`.
     UnsupportedError
         The source cannot make these weights again: they were trained.
+    ResourceError
+        Memory or descriptors ran out.
     NetworkError
         The Hub could not be reached, or refused.
     """
     if full and against is None:
         raise UsageError("--full compares with a source", hint="give --against SOURCE too")
+    ignored = {ignore} if isinstance(ignore, str) else {*ignore}
     began, told = time.perf_counter(), progress or NullProgress()
     use_threads(threads)
     folder = _folder(output)
     found = read_manifest_of(folder)
     agreement: Agreement | None = None
     if not found.unfinished:
-        check_files(found, ignore, told)
-        agreement = _look_inside(found, against, told, full=full)
+        # A source that cannot be read is told before the work.
+        with nullcontext() if against is None else open_source(against) as source:
+            check_files(found, ignored, told)
+            agreement = _look_inside(found, source, ignored, told, full=full)
+        check_still_there(found)
     return Verification(
         folder,
         found.files,
@@ -99,27 +112,36 @@ def _folder(output: str | Path) -> Path:
         if "://" in output:
             raise UsageError("outputs are read from this machine", file=output, hint="copy the folder first")
         return download(output).folder
-    if not Path(output).is_dir():
-        what = "not a folder" if Path(output).exists() else "no such folder"
+    with reading(output):
+        is_folder, is_there = Path(output).is_dir(), Path(output).exists()
+    if not is_folder:
+        what = "not a folder" if is_there else "no such folder"
         raise InputError(what, file=output, hint="give the folder that `llmq quantize` wrote")
     return Path(output)
 
 
-def _look_inside(found: FileCheck, against: str | Path | None, progress: Progress, *, full: bool) -> Agreement | None:
+def _look_inside(
+    found: FileCheck, source: Source | None, ignored: Collection[str], progress: Progress, *, full: bool
+) -> Agreement | None:
     """Check what the files say; against the source only where that is sound."""
     try:
         opened = FolderSource(found.folder, label=str(found.folder))
-    except LlmqError as error:
+    except (InputError, UnsupportedError) as error:
         _add(found, [Problem.of(error, str(found.folder))])
+        if source is not None:
+            found.notes.append(_NOT_COMPARED)
         return None
     with opened as output:
-        _add(found, check_meaning(output, ours=found.manifest is not None))
-        if against is None or found.manifest is None or found.problems:
-            if against is not None:
-                found.notes.append("not compared with the source: the output itself is not sound")
+        if CONFIG_FILE not in {problem.file for problem in found.problems}:  # else all that hangs on it is no news
+            _add(found, check_meaning(output, ours=found.manifest is not None))
+        if source is None:
             return None
-        with open_source(against) as source:
-            agreement, problems = compare_with_source(output, dequantized(source), found.manifest, progress, full=full)
+        if found.manifest is None or found.problems:
+            found.notes.append(_NOT_COMPARED)
+            return None
+        agreement, problems = compare_with_source(
+            output, dequantized(source), found.manifest, progress, ignored=ignored, full=full
+        )
     found.problems += problems
     return agreement
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint.certificate import CERTIFICATE, check_certificate
-from llmq.checkpoint.companions import is_card, is_weight_file
+from llmq.checkpoint.companions import is_card, is_weight_file, split_companions
+from llmq.checkpoint.faults import reading
+from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.header import read_header
 from llmq.checkpoint.index import SCRATCH
 from llmq.checkpoint.manifest import MANIFEST, parse_manifest
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
-from llmq.errors import InputError, LlmqError
+from llmq.errors import InputError, UnsupportedError
+from llmq.plan.recipe_files import RECIPE_FILE
 from llmq.system.files import is_present
 from llmq.verification.digests import digest_file, digest_shard
 from llmq.verification.result import Problem
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from llmq.system.progress import Progress
     from llmq.verification.digests import TensorDigest
 
-__all__ = ["FileCheck", "check_files", "read_manifest_of"]
+__all__ = ["FileCheck", "check_files", "check_still_there", "read_manifest_of"]
 
 _FINITE: Final = "weight_scale"
 
@@ -81,12 +84,24 @@ def read_manifest_of(folder: Path) -> FileCheck:
         data = read_small(folder / MANIFEST, allowed_roots(folder))
         found.sha256 = hashlib.sha256(data).hexdigest()
         found.manifest = parse_manifest(data, Path(MANIFEST))
-    except LlmqError as error:
+    except (InputError, UnsupportedError) as error:
         found.problems.append(Problem.of(error, MANIFEST))
     found.files += 1
     if (folder / SCRATCH).is_dir():
         found.notes.append(f"{SCRATCH} is there: a run was stopped, or is under way; it is no part of the output")
     return found
+
+
+def check_still_there(found: FileCheck) -> None:
+    """Add a problem, the first, if the manifest is not the one that was read: what differs then is no damage."""
+    if found.sha256 is None:
+        return
+    try:
+        data = read_small(found.folder / MANIFEST, allowed_roots(found.folder))
+    except (InputError, UnsupportedError):
+        data = b""
+    if hashlib.sha256(data).hexdigest() != found.sha256:
+        found.problems.insert(0, Problem("changed while the output was verified: a run replaces it", MANIFEST))
 
 
 def check_files(found: FileCheck, ignored: Collection[str], progress: Progress) -> None:
@@ -100,18 +115,22 @@ def check_files(found: FileCheck, ignored: Collection[str], progress: Progress) 
         Names of files that are not looked at.
     progress : Progress
     """
-    names = sorted(path.name for path in found.folder.iterdir() if path.name not in (MANIFEST, SCRATCH))
+    with reading(found.folder):
+        names = sorted(path.name for path in found.folder.iterdir() if path.name not in (MANIFEST, SCRATCH))
     listed = found.manifest["files"] if found.manifest else {n: None for n in names if n.endswith(".safetensors")}
     wanted = {name: entry for name, entry in listed.items() if name not in ignored}
     progress.start("verifying", sum(_size(found.folder / name) for name in wanted))
     for name, entry in wanted.items():
         try:
             _check_file(found, name, entry, progress)
-        except LlmqError as error:
+        except (InputError, UnsupportedError) as error:
             found.problems.append(Problem.of(error, name))
     progress.finish()
     if found.manifest:
         _check_others(found, [name for name in names if name not in listed and name not in ignored])
+        _check_holders(found)
+    absent = sorted({*ignored} - {*names, *listed})
+    found.notes += [f"{name} is ignored, and not there" for name in absent]
 
 
 def _size(path: Path) -> int:
@@ -181,9 +200,24 @@ def _check_others(found: FileCheck, names: list[str]) -> None:
         if name == CERTIFICATE:
             try:
                 check_certificate(found.folder)
-            except LlmqError as error:
-                found.problems.append(Problem.of(error, name))
+            except (InputError, UnsupportedError) as error:
+                found.problems.append(Problem(error.what, name))
+        elif _is_read_by_others(name):
+            found.problems.append(Problem("no part of the output, though those who load it may read it", name))
         elif is_weight_file(name) and not name.endswith(".onnx"):
             found.problems.append(Problem("weights that are no part of the output, which others may load", name))
         elif (found.folder / name).is_file():
             found.notes.append(f"{name} is no part of the output")
+
+
+def _is_read_by_others(name: str) -> bool:
+    """Whether a file without weights changes what a checkpoint is: its configuration, its tokenizer, its template."""
+    return name in (CONFIG_FILE, RECIPE_FILE) or (not is_card(name) and bool(split_companions([name])[0]))
+
+
+def _check_holders(found: FileCheck) -> None:
+    """Tensors that the manifest puts in files that hold none."""
+    for tensor, entry in found.manifest["tensors"].items() if found.manifest else ():
+        if not entry["file"].endswith(".safetensors"):
+            what = f"{MANIFEST} says that it is in a file without tensors"
+            found.problems.append(Problem(what, entry["file"], tensor))

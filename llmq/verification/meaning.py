@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llmq.checkpoint import json_strict
 from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.safe_open import allowed_roots, read_small
-from llmq.errors import LlmqError
+from llmq.errors import InputError, UnsupportedError
 from llmq.evaluate.inventory import inventory
 from llmq.formats.compressed_tensors import entries
 from llmq.formats.schemes import read_schemes, stored_bits
@@ -42,7 +42,7 @@ def check_meaning(source: FolderSource, *, ours: bool) -> list[Problem]:
         held = inventory(source)
         schemes = read_schemes(source.config)
         found = [problem for entry in held.entries for problem in _check_entry(entry)]
-    except LlmqError as error:
+    except (InputError, UnsupportedError) as error:
         return [Problem.of(error, "config.json")]
     packed = {entry.name: entry for entry in held.entries if entry.spec is not None}
     for entry in held.entries:
@@ -101,8 +101,8 @@ def _check_recipe(source: FolderSource, packed: dict[str, Entry]) -> Iterator[Pr
     """Compare what the recipe says of each weight with what it is."""
     try:
         recipe = read_recipe(Path(source.folder))
-    except LlmqError as error:
-        yield Problem.of(error, RECIPE_FILE)
+    except (InputError, UnsupportedError) as error:
+        yield Problem(error.what, RECIPE_FILE, error.tensor)
         return
     said = {assigned.name: assigned for assigned in recipe.assigned}
     for name, assigned in said.items():

@@ -27,6 +27,8 @@ def test_checks_of_the_manifest(example, tmp_path, copies):
         good | {"files": {"absent": {"size": 1, "sha256": "0" * 64}}},
         good | {"tensors": {"a": {"file": "absent", "sha256": "0" * 64}}},
         good | {"tensors": {"a": {"file": "config.json"}}},
+        good | {"tensors": {"a": {"file": [], "sha256": "0" * 64}}},
+        good | {"tensors": {"a": {"file": {}, "sha256": "0" * 64}}},
     ):  # fmt: skip
         (out / "llmq.json").write_bytes(seal(change) if isinstance(change, dict) else b"[]")
         with pytest.raises(InputError):

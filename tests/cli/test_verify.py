@@ -68,7 +68,8 @@ def test_an_edited_card_may_be_ignored(call, copy):
     [
         (["nowhere"], 3, "no such folder"),
         (["{}", "--full"], 2, "--full compares with a source"),
-        (["{}", "--against", "nowhere"], 3, "no such folder"),
+        (["{}", "--against", "nowhere"], 3, "nowhere: no such folder"),
+        (["x" * 300], 3, "no such folder"),
         (["s3://bucket/model"], 2, "outputs are read from this machine"),
     ],
 )
