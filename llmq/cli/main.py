@@ -45,6 +45,8 @@ _NO_MEANS: Final = frozenset(
 )
 _OUT_OF_MEANS: Final = frozenset({"can't start new thread", "can't allocate lock", "can't allocate read lock"})
 """What Python says in a plain RuntimeError where there is no memory for a thread or a lock."""
+_NO_ROOM_FOR_LIBRARY: Final = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+"""What the loader of shared libraries says where there is no memory for one."""
 _UNUSABLE: Final = frozenset(getattr(errno, name, -1) for name in ("ENAMETOOLONG", "ELOOP", "EROFS"))
 _CONTEXT: Final = {
     "help_option_names": ["-h", "--help"],
@@ -160,6 +162,8 @@ def _told(error: Exception) -> tuple[int, str, str | None]:
     if isinstance(error, RuntimeError) and str(error) in _OUT_OF_MEANS:
         hint = "fewer --threads, or a higher limit (ulimit -u)"
         return 5, f"not enough memory or processes: {error}", hint
+    if isinstance(error, ImportError) and any(words in str(error) for words in _NO_ROOM_FOR_LIBRARY):
+        return 5, f"not enough memory: {_one_line(str(error))}", None
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(error.filename)}: " if error.filename is not None else ""
         return _code_of(error), f"{where}{error.strerror}", None

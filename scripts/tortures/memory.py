@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, Final
 
 from tortures.faults import Scene, resume
 from tortures.findings import Findings
 from tortures.hosting import Host, Request, spawn
+from tortures.shim import environment
 from tortures.subject import complaint, make_subject, remove, state_of
 
 if TYPE_CHECKING:
@@ -39,15 +41,25 @@ def _forked(host: Host, scene: Scene, out: Path, kind: str, limits: range) -> Ta
 
 def _processes(host: Host, scene: Scene, out: Path, limits: range) -> Tally:
     """Limit the memory of whole processes; what Python and NumPy cannot even start with is theirs to tell."""
-    found = Findings()
+    found, variables = Findings(), _without_scipy(out.with_name("hidden"))
     for limit in limits:
         scene.prepare(out)
-        outcome = spawn(scene.request(out).arguments, limits={"AS": limit})
+        outcome = spawn(scene.request(out).arguments, limits={"AS": limit}, variables=variables)
         state = state_of(out, scene.finished)
         wrong = "" if state == "absent" else _complaint(outcome, state)
         found.add(outcome.code, wrong or resume(host, scene, out), f"{limit // _MIB} MiB")
     remove(out)
     return found.tally(f"RLIMIT_AS {limits[0] // _MIB} to {limits[-1] // _MIB} MiB", _well(found))
+
+
+def _without_scipy(folder: Path) -> dict[str, str]:
+    """Variables under which a process finds no scipy: llmq does not ask for it, but Numba uses it if it is there.
+
+    The OpenBLAS in it waits for ever where there is no memory to load it.
+    """
+    folder.mkdir()
+    (folder / "scipy.py").write_text("raise ImportError('hidden')\n")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), environment()["PYTHONPATH"]])}
 
 
 def _complaint(outcome: Outcome, state: str) -> str:

@@ -112,6 +112,19 @@ def test_snake_case_is_accepted(call):
         (StoppedError("stopped"), 75, ["error: stopped"]),
         (KeyboardInterrupt(), 130, ["error: interrupted"]),
         (MemoryError(), 5, ["error: not enough memory"]),
+        (
+            RuntimeError("can't start new thread"),
+            5,
+            [
+                "error: not enough memory or processes: can't start new thread",
+                "hint: fewer --threads, or a higher limit (ulimit -u)",
+            ],
+        ),
+        (
+            ImportError("x.so: failed to map segment from shared object"),
+            5,
+            ["error: not enough memory: x.so: failed to map segment from shared object"],
+        ),
         (BrokenPipeError(), 141, []),
         (OSError(errno.ENOSPC, "No space left on device", "out"), 5, ["error: out: No space left on device"]),
         (OSError(errno.EFBIG, "File too large", "out"), 5, ["error: out: File too large"]),
