@@ -31,7 +31,7 @@ SECTIONS: Final = {
     "room": "disks and files that are too small",
     "memory": "too little memory",
     "writers": "several processes at one output",
-    "flips": "every bit of an output flipped",
+    "flips": "bits of an output flipped",
     "hostile": "malformed checkpoints",
     "fuzz": "parsers fuzzed",
     "identical": "the same bytes whatever the threads, layers and memory",

@@ -1,10 +1,11 @@
-"""Every single bit of a small output flipped: `llmq verify` finds each one, and the loader survives them."""
+"""Bits of a small output flipped, one at a time: `llmq verify` finds each one, and the loader survives them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -90,15 +91,15 @@ def small_output(folder: Path) -> Path:
 
 
 def flips_of(output: Path, stride: int = 1) -> list[Flip]:
-    """List every bit of every file, or one of every `stride`."""
+    """List every bit of headers and JSON and one bit of every byte of a tensor, or one of every `stride` of them."""
     found = []
     for path in sorted(output.iterdir()):
         data = path.read_bytes()
         header = 8 + int.from_bytes(data[:8], "little") if path.suffix == ".safetensors" else len(data)
-        for number in range(0, 8 * len(data), stride):
-            place, bit = divmod(number, 8)
-            load = number // stride % _LOADED[place >= header] == 0
-            found.append(Flip(path.name, place, bit, load))
+        bits = [divmod(number, 8) for number in range(8 * header)]
+        bits += [(place, place % 8) for place in range(header, len(data))]
+        for number, (place, bit) in enumerate(bits[::stride]):
+            found.append(Flip(path.name, place, bit, load=number % _LOADED[place >= header] == 0))
     return found
 
 
@@ -148,11 +149,14 @@ def _load(folder: Path, flip: Flip, found: Found) -> None:
 
 
 def _in_process(output: Path, flips: Sequence[Flip]) -> Found:
+    logging.getLogger().setLevel(logging.CRITICAL)
+    for name in ("llmq", "transformers"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return try_flips(output, output.with_name(f"copy-{os.getpid()}"), flips)
 
 
 def run(scratch: Path, *, quick: bool, tell: Callable[[str], None]) -> list[Tally]:
-    """Flip all bits, or one of 997; a process that dies under the loader counts as a crash."""
+    """Flip all that `flips_of` lists, or one of 997; a process that dies under the loader counts as a crash."""
     output = small_output(scratch)
     flips = flips_of(output, 997 if quick else 1)
     found = Found()
@@ -170,6 +174,11 @@ def run(scratch: Path, *, quick: bool, tell: Callable[[str], None]) -> list[Tall
                 tell(f"{number * _BATCH} of {len(flips)} bits")
     nbytes = sum(path.stat().st_size for path in output.iterdir())
     return [
-        Tally(f"bits of an output of {nbytes} bytes flipped, one at a time", found.flips, found.missed, found.first),
+        Tally(
+            f"an output of {nbytes} bytes with one bit flipped: every bit of headers and JSON, one of every other byte",
+            found.flips,
+            found.missed,
+            found.first or "all found by `llmq verify`, and the file named",
+        ),
         Tally("models loaded with a flipped bit", found.loads, found.crashed, f"{found.refused} refused, others run"),
     ]
