@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from llmq_kernels.floats import source_bits
@@ -40,18 +39,16 @@ def _is_equal(bits: np.ndarray, start: Any, size: int, magnitude: int) -> bool:
     return True
 
 
-@jit(parallel=True)
+@jit
 def _count(bits: np.ndarray, size: int, magnitude: int) -> tuple[int, int]:
-    """Count in uint (rows, columns); nearly every group is left at its second element."""
+    """Count in uint (n,), a group after the other; nearly every one is left at its second element."""
     zeros = equal = 0
     second = np.uint64(min(1, size - 1))
-    for row in numba.prange(bits.shape[0]):
-        own = bits[row]
-        for group in range(own.size // size):
-            start = np.uint64(group) * np.uint64(size)
-            if (own[start] ^ own[start + second]) & magnitude == 0 and _is_equal(own, start, size, magnitude):
-                equal += 1
-                zeros += int(own[start] & magnitude == 0)
+    for group in range(bits.size // size):
+        start = np.uint64(group) * np.uint64(size)
+        if (bits[start] ^ bits[start + second]) & magnitude == 0 and _is_equal(bits, start, size, magnitude):
+            equal += 1
+            zeros += bits[start] & magnitude == 0
     return zeros, equal
 
 
@@ -83,5 +80,5 @@ def count_equal_groups(weight: np.ndarray, group_size: int) -> tuple[int, int]:
     if group_size < 1 or bits.shape[1] % group_size:
         raise ValueError(f"group size {group_size} does not divide {bits.shape[1]} columns")
     magnitude = 0x7FFF_FFFF if kind == SCALE_KINDS["float32"] else 0x7FFF
-    zeros, equal = _count(bits, group_size, bits.dtype.type(magnitude))
+    zeros, equal = _count(bits.reshape(-1), group_size, bits.dtype.type(magnitude))
     return int(zeros), int(equal - zeros)

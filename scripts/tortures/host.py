@@ -29,6 +29,9 @@ _SHIM: Final = ctypes.CDLL(None)
 
 def main() -> None:
     """Answer requests until there are no more."""
+    for number in (signal.SIGHUP, signal.SIGTERM):  # nohup has one ignored
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import_everything()
     for line in sys.stdin:
         request = json.loads(line)

@@ -19,6 +19,18 @@ SLOW = "import time\nprint('ready', flush=True)\nuntil = time.monotonic() + {sec
 SLOW += "while time.monotonic() < until:\n    pass\nprint('imported', flush=True)\n"
 
 
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """As a shell starts a command: nohup, or a job in the background, has signals ignored."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in NUMBERS[1:]:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Told:
     def __init__(self):
         self.calls = []
