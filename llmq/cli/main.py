@@ -45,6 +45,8 @@ _NO_MEANS: Final = frozenset(
 )
 _OUT_OF_MEANS: Final = frozenset({"can't start new thread", "can't allocate lock", "can't allocate read lock"})
 """What Python says in a plain RuntimeError where there is no memory for a thread or a lock."""
+_UNMAPPED: Final = ("failed to map segment", "annot allocate memory")
+"""What the loader of shared libraries says where there is no memory for one."""
 _UNUSABLE: Final = frozenset(getattr(errno, name, -1) for name in ("ENAMETOOLONG", "ELOOP", "EROFS"))
 _CONTEXT: Final = {
     "help_option_names": ["-h", "--help"],
@@ -157,6 +159,8 @@ def _told(error: Exception) -> tuple[int, str, str | None]:
         return error.exit_code, _one_line(error.format_message()), f"{path} --help"
     if isinstance(error, MemoryError):
         return 5, "not enough memory" + (f": {_one_line(str(error))}" if str(error) else ""), None
+    if isinstance(error, ImportError) and any(words in str(error) for words in _UNMAPPED):
+        return 5, f"not enough memory: {_one_line(str(error))}", None
     if isinstance(error, RuntimeError) and str(error) in _OUT_OF_MEANS:
         hint = "fewer --threads, or a higher limit (ulimit -u)"
         return 5, f"not enough memory or processes: {error}", hint

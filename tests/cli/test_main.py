@@ -117,6 +117,11 @@ def test_snake_case_is_accepted(call):
         (OSError(errno.EFBIG, "File too large", "out"), 5, ["error: out: File too large"]),
         (PermissionError(errno.EACCES, "Permission denied", "out"), 3, ["error: out: Permission denied"]),
         (
+            ImportError("x.so: failed to map segment from shared object"),
+            5,
+            ["error: not enough memory: x.so: failed to map segment from shared object"],
+        ),
+        (
             KeyError("x\ny\x1b[2J"),
             1,
             ["error: KeyError: 'x\\ny\\x1b[2J'", "hint: this should not happen; LLMQ_DEBUG=1 shows where it did"],
