@@ -26,8 +26,8 @@ _PATIENCE: Final = 0.15
 """Seconds that a run has to finish its block."""
 
 _IMPORT: Final = 0.05
-_IMPORTS: Final = 40
-"""How often an interrupt is put off by so many seconds since Python imports something."""
+_IMPORTS: Final = 10
+"""How often an interrupt is put off by so many seconds since Python imports something; then the process ends."""
 
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 
@@ -70,6 +70,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self._asked = False
+        self._number = 0
         self._put_off = 0
 
     def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -79,18 +80,19 @@ class _Stop:
         if sys.stderr is not None and sys.stderr.isatty():
             with contextlib.suppress(OSError):
                 os.write(sys.stderr.fileno(), _SHOW_CURSOR)  # hidden beside a bar
-        self._asked = True
+        self._asked, self._number = True, number
         if not hasattr(signal, "setitimer"):
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
 
     def insist(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Handle the alarm: interrupt."""
-        if _imports(frame) and self._put_off < _IMPORTS:
-            self._put_off += 1
-            signal.setitimer(signal.ITIMER_REAL, _IMPORT)
-            return
-        raise KeyboardInterrupt
+        if not _imports(frame):
+            raise KeyboardInterrupt
+        self._put_off += 1
+        if self._put_off > _IMPORTS:
+            signal.raise_signal(self._number)
+        signal.setitimer(signal.ITIMER_REAL, _IMPORT)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a signal came."""
