@@ -174,7 +174,9 @@ def _replaceable(folder: Path) -> dict[str, int]:
         manifest = json_strict.loads(read_small(folder / MANIFEST, allowed_roots(folder)), MANIFEST)
         files = manifest["files"].items()
         listed = {name: entry["size"] for name, entry in files if name == Path(name).name}
-    except (InputError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error.__cause__, OSError):  # the disk failed: what the manifest lists would be left behind
+            raise
         return found
     return _sizes(listed) | found
 

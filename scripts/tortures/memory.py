@@ -26,6 +26,10 @@ _ABORTED: Final = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGTRAP)
 """How LLVM and the loader of shared libraries end a process that has no memory left."""
 
 
+_NO_REASON: Final = "SystemError: error return without exception set"
+"""What Python makes of an extension module that found no memory and did not say so."""
+
+
 def _forked(host: Host, scene: Scene, out: Path, kind: str, limits: range) -> Tally:
     """Limit the memory of forked runs, whose imports are done."""
     found = Findings()
@@ -63,10 +67,11 @@ def _without_scipy(folder: Path) -> dict[str, str]:
 
 
 def _complaint(outcome: Outcome, state: str) -> str:
-    """What is wrong with how a run ended; an abort of LLVM is not, but a traceback is."""
+    """What is wrong with how a run ended: neither an abort of LLVM nor an error without a reason, but a traceback."""
     if state.startswith("!"):
         return state[1:]
-    if outcome.code in _ABORTED and "Traceback" not in outcome.stderr:
+    gave_up = outcome.code in _ABORTED or _NO_REASON in outcome.stderr
+    if gave_up and "Traceback" not in outcome.stderr:
         return ""
     return complaint(outcome, (0, 5))
 

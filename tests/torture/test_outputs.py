@@ -30,8 +30,8 @@ def test_an_unreadable_old_manifest_is_no_reason_to_leave_old_files(host, stage,
     at = next(int(line[0]) for line in lines if line[1] == "open" and line[2].endswith("out/llmq.json"))
     scene.prepare(tmp_path / "out")
     outcome = host.run(scene.request(tmp_path / "out", fault=Fault(at=at, action=Action.FAIL)))
-    assert outcome.code == 5
-    assert "Input/output error" in outcome.stderr
+    assert outcome.code == 3
+    assert "llmq.json: cannot be opened: Input/output error" in outcome.stderr
 
 
 @pytest.mark.parametrize(
