@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Final
 
@@ -20,6 +21,11 @@ _SECONDS: Final = 0.5
 
 _EACH: Final = 1e-5
 
+_REPEATS: Final = 100_000
+"""Sum over all expressions of the product of the numbers in their counted repeats: 36 MB at the most."""
+
+_COUNT: Final = re.compile(r"(?<=[{,])[^{},]*?(\d+)[^{},]*(?=[},])")
+
 
 class Patterns:
     """Expressions that match names from their beginning, as `re.match` does, within a bound of time for all of them.
@@ -37,6 +43,12 @@ class Patterns:
     def __init__(self, texts: list[str]) -> None:
         if len(texts) > _MOST:
             raise InputError("too many regexes", file="config.json", expected=f"at most {_MOST}", found=len(texts))
+        # Repeats within repeats are written out when an expression is compiled: a line can take all memory.
+        left = _REPEATS + len(texts)
+        for text in texts:
+            left -= _repeats(text[:_LONGEST])
+            if left < 0:
+                raise InputError("regexes that repeat too much", file="config.json", found=text[:80])
         self._compiled: dict[str, Any] = {text: _compiled(text) for text in texts}
         self._left = _SECONDS
 
@@ -53,6 +65,16 @@ class Patterns:
         if self._left <= 0:
             raise InputError("this regex takes too long", file="config.json", found=text[:80])
         return found is not None
+
+
+def _repeats(text: str) -> int:
+    """Product of the numbers in the counted repeats of an expression, 1 without any."""
+    times = 1
+    for number in _COUNT.findall(text):
+        times *= max(1, int(number[:9]))
+        if times > _REPEATS:
+            break
+    return times
 
 
 def _compiled(text: str) -> Any:

@@ -23,7 +23,21 @@ def test_real_ones_match_as_re_does():
 
 
 @pytest.mark.parametrize(
-    "text", ["((a{1,1000}){1,1000}){1,1000}b", r"(.*)*(.*)*(.*)*x$", ".*" * 30 + "y", r"(.+\.)+\d+\.(.+\.)+zzz"]
+    "texts",
+    [["((a{1,1000}){10000}){10000}b"], ["((a{10}){100}){99}b"] * 2, ["((a{ 400 }){,300})b"], ["a{99999999999}"]],
+)
+def test_repeats_are_not_written_out_for_ever(texts):
+    with pytest.raises(InputError, match="repeat too much"):
+        Patterns(texts)
+
+
+def test_usual_repeats_are_fine():
+    patterns = Patterns([rf"layers\.\d{{1,2}}\.mlp{n}" for n in range(900)])
+    assert patterns.match(r"layers\.\d{1,2}\.mlp7", "layers.11.mlp7")
+
+
+@pytest.mark.parametrize(
+    "text", ["((a{1,40}){1,40}){1,40}b", r"(.*)*(.*)*(.*)*x$", ".*" * 30 + "y", r"(.+\.)+\d+\.(.+\.)+zzz"]
 )
 def test_none_takes_long(text):
     began = time.thread_time()
@@ -35,7 +49,7 @@ def test_none_takes_long(text):
 
 
 def test_one_that_takes_long_is_named():
-    text = "((a{1,1000}){1,1000}){1,1000}b"
+    text = "((a{1,40}){1,40}){1,40}b"
     with pytest.raises(InputError, match=r"^config\.json: this regex takes too long \(found \(\(a"):
         Patterns([text]).match(text, "a" * 3000)
 
