@@ -57,7 +57,7 @@ _MOST_MERGES: Final = 2_000_000
 """Each is a list of two; large vocabularies have half a million."""
 
 _SECONDS: Final = 10.0
-_MEMORY: Final = 4 << 30
+_MEMORY: Final = 2 << 30
 _MOST_TOKENS: Final = 10_000
 """That a text of a few hundred characters may become."""
 
