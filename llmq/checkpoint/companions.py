@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["COPIED_FILES", "is_card", "is_weight_file", "split_companions"]
+__all__ = [
+    "COPIED_FILES",
+    "RECIPE_FILE",
+    "TOKENIZER_FILES",
+    "is_card",
+    "is_weight_file",
+    "split_companions",
+]
 
-COPIED_FILES: Final = (
-    "generation_config.json",
+RECIPE_FILE: Final = "recipe.json"
+"""What became of every weight of an output; see `llmq.plan.recipe_files`."""
+
+TOKENIZER_FILES: Final = (
     "tokenizer*.json",
     "tokenizer.model",
     "tokenizer.model.v*",
@@ -25,19 +34,21 @@ COPIED_FILES: Final = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+)
+"""Patterns of what a tokenizer is read from, its chat template among it."""
+
+_CARDS: Final = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+COPIED_FILES: Final = (
+    "generation_config.json",
+    *TOKENIZER_FILES,
     "preprocessor_config.json",
     "processor_config.json",
     "image_processor_config.json",
     "video_preprocessor_config.json",
-    "README.md",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *_CARDS,
 )
 """Patterns of the files that are copied as they are; ``config.json`` is handled apart. No code is among them."""
-
-_CARDS: Final = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 _WEIGHTS: Final = (
     "*.safetensors",

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmq.errors import InputError, UnsupportedError
 
-__all__ = ["NUMPY_DTYPES", "bytes_per_element"]
+__all__ = ["FLOATS", "NUMPY_DTYPES", "bytes_per_element"]
 
 NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
@@ -33,6 +33,9 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "C64": np.dtype("<c8"),
 }
 """NumPy dtype by safetensors code."""
+
+FLOATS: Final = ("F16", "BF16", "F32", "F64")
+"""Codes of the floats of 16 bits and more: they can be widened, or narrowed, to float32."""
 
 _SUB_BYTE: Final = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 

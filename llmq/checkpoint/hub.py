@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from llmq.checkpoint.certificate import CERTIFICATE
-from llmq.checkpoint.companions import COPIED_FILES
+from llmq.checkpoint.companions import COPIED_FILES, RECIPE_FILE
 from llmq.checkpoint.index import INDEX_FILE, no_weights
 from llmq.checkpoint.manifest import MANIFEST
 from llmq.errors import InputError, LlmqError, NetworkError, UsageError
@@ -28,7 +28,7 @@ __all__ = [
 _REPO: Final = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@(?P<revision>[\w.\-/]{1,200}))?", re.ASCII
 )
-ALLOWED_FILES: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, CERTIFICATE, "recipe.json", *COPIED_FILES)
+ALLOWED_FILES: Final = ("*.safetensors", INDEX_FILE, "config.json", MANIFEST, CERTIFICATE, RECIPE_FILE, *COPIED_FILES)
 """Patterns of what is of use in a repository."""
 
 IGNORED_FILES: Final = ("*/*", "consolidated*.safetensors")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from llmq.checkpoint.dtypes import FLOATS
 from llmq.errors import InputError, UnsupportedError
 from llmq.evaluate.grid import GridUse
 from llmq.evaluate.inventory import inventory
-from llmq.evaluate.rows import FLOATS, raw_bytes, read_quantized, read_rows
+from llmq.evaluate.rows import raw_bytes, read_quantized, read_rows
 from llmq.evaluate.sums import ErrorSums, decibels, normalized
 from llmq.system.progress import NullProgress
 

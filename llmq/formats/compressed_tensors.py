@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "SCALE_CODES",
     "SUFFIXES",
     "Schemes",
     "already_quantized",
@@ -42,8 +43,10 @@ __all__ = [
 SUFFIXES: Final = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 """Of a module's tensors; the last is only ever read."""
 
-_SCALE_CODES: Final[dict[ScaleDtype, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-_SCALE_NAMES: Final[dict[np.dtype[Any], ScaleDtype]] = {FLOAT_DTYPES[name]: name for name in _SCALE_CODES}
+SCALE_CODES: Final[dict[ScaleDtype, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+"""Code of safetensors by dtype of scales."""
+
+_SCALE_NAMES: Final[dict[np.dtype[Any], ScaleDtype]] = {FLOAT_DTYPES[name]: name for name in SCALE_CODES}
 
 
 def entries(module: str, spec: QuantSpec, shape: tuple[int, int]) -> tuple[OutputTensor, ...]:
@@ -71,7 +74,7 @@ def entries(module: str, spec: QuantSpec, shape: tuple[int, int]) -> tuple[Outpu
 
 def _scale_code(spec: QuantSpec) -> str:
     assert spec.scale_dtype is not None, "the spec is resolved"
-    return _SCALE_CODES[spec.scale_dtype]
+    return SCALE_CODES[spec.scale_dtype]
 
 
 def encode(q: QuantizedTensor) -> dict[str, np.ndarray]:

@@ -19,7 +19,10 @@ from llmq.spec import FLOAT_DTYPES, QuantizedTensor, QuantSpec, ScaleDtype
 if TYPE_CHECKING:
     from llmq.observers.inputs import InputStatistics
 
-__all__ = ["METHODS", "Method", "quantize_tensor"]
+__all__ = ["DATA_FREE", "METHODS", "Method", "quantize_tensor"]
+
+DATA_FREE: Final = "mse"
+"""What weights get where nothing else is said, or calibration made them no better."""
 
 METHODS: Final[dict[str, Method]] = {
     "rtn": Method(rtn),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.companions import RECIPE_FILE
 from llmq.checkpoint.output_folder import clear_leftovers
 from llmq.checkpoint.remote_source import ChecksumError
 from llmq.checkpoint.source import open_local, open_source, select_copies
@@ -24,7 +25,7 @@ from llmq.plan import build_plan
 from llmq.plan.calibrated import with_calibration
 from llmq.plan.goals import make_goal
 from llmq.plan.process import remember_kernels
-from llmq.plan.recipe_files import RECIPE_FILE, check_replay, recipe_json, replay_recipe
+from llmq.plan.recipe_files import check_replay, recipe_json, replay_recipe
 from llmq.plan.recipes import make_recipe
 from llmq.spec import Assigned
 from llmq.system.memory import PeakMemory, process_limit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmq.checkpoint.dtypes import NUMPY_DTYPES
+from llmq.checkpoint.dtypes import FLOATS, NUMPY_DTYPES
 from llmq.errors import InputError
 from llmq.formats.compressed_tensors import encode
 from llmq.formats.dense import to_float32
@@ -38,8 +38,6 @@ __all__ = [
     "run_plan",
     "whole_rows",
 ]
-
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 _Read = tuple[np.ndarray, "Callable[[], None]"]
 """Bytes of a block, and a function that gives its buffer back."""
@@ -153,7 +151,7 @@ def nonfinite_tensors(plan: Plan, source: Source, progress: Progress) -> frozens
 def _count_nonfinite(raw: np.ndarray, tensor: TensorPlan) -> np.ndarray:
     """Numbers of NaN and of infinities in a block of a tensor, int64 (2,); as float32 where it is to be quantized."""
     dtype = tensor.info.dtype
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         return np.zeros(2, np.int64)
     values = whole_rows(raw, tensor) if tensor.spec else raw.view(NUMPY_DTYPES[dtype])
     return np.array(count_nonfinite(values), np.int64)

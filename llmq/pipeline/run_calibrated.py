@@ -16,7 +16,7 @@ from llmq.checkpoint.dtypes import NUMPY_DTYPES
 from llmq.checkpoint.journal import Scratch
 from llmq.checkpoint.loaded import LoadedCheckpoint
 from llmq.errors import InputError
-from llmq.methods import METHODS
+from llmq.methods import DATA_FREE, METHODS
 from llmq.pipeline.block import PROJECTIONS, BlockRunner, for_many, watch
 from llmq.pipeline.hidden import SavedStates, embed
 from llmq.pipeline.run import Sink, bytes_to_read, missing_outputs, refuse_nonfinite, run_plan
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["BlockResult", "run_calibrated"]
 
 _log = logging.getLogger("llmq")
-
-_DATA_FREE: Final = "mse"
-"""What calibrated methods are measured against, and what tensors outside the blocks get."""
 
 _START: Final = "gptq"
 """What training begins with."""
@@ -108,7 +105,7 @@ def run_calibrated(
     blocks = _blocks(plan)
     inside = {tensor.name for tensors in blocks for tensor in tensors}
     outside = tuple(tensor for tensor in plan.tensors if tensor.name not in inside)
-    others = replace(plan, recipe=replace(plan.recipe, method=_DATA_FREE), tensors=outside)
+    others = replace(plan, recipe=replace(plan.recipe, method=DATA_FREE), tensors=outside)
     progress.start("quantizing", bytes_to_read(others, writer))
     edges = run_plan(others, source, writer, progress, nonfinite=nonfinite)
     progress.finish()
@@ -192,16 +189,16 @@ class _CalibratedRun:
         wanted = self._wanted(runner, original, inputs)
         if not np.isfinite(wanted).all():
             raise InputError(f"block {layer} makes NaN or infinity of the text", file=self._loaded.source.label)
-        free_error = runner.error(for_many(block, self._quantize(block, tensors, {}, _DATA_FREE)), inputs, wanted)
+        free_error = runner.error(for_many(block, self._quantize(block, tensors, {}, DATA_FREE)), inputs, wanted)
         chosen = self._calibrated(layer, block, tensors, statistics, progress)
         error = runner.error(for_many(block, chosen), inputs, wanted)
         result = BlockResult(layer, self._plan.recipe.method, error, free_error)
         if tensors and not error <= free_error:
-            chosen = self._quantize(block, tensors, {}, _DATA_FREE)  # again: both would take memory meanwhile
-            result = replace(result, method=_DATA_FREE)
+            chosen = self._quantize(block, tensors, {}, DATA_FREE)  # again: both would take memory meanwhile
+            result = replace(result, method=DATA_FREE)
             _log.warning(
                 "block %d: %s leaves more error than %s on text kept apart (%.3g, %.3g), which is kept",
-                layer, self._plan.recipe.method, _DATA_FREE, error, free_error,
+                layer, self._plan.recipe.method, DATA_FREE, error, free_error,
             )  # fmt: skip
         self._write(block, tensors, chosen)
         final = for_many(block, chosen)

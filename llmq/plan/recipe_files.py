@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import llmq
 from llmq.architectures.roles import Role
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.companions import RECIPE_FILE
 from llmq.checkpoint.safe_open import allowed_roots, read_small
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.plan.targets import TARGETS
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 
     from llmq.plan.plan import Plan
 
-__all__ = ["RECIPE_FILE", "check_replay", "read_recipe", "recipe_json", "replay_recipe"]
-
-RECIPE_FILE: Final = "recipe.json"
-"""Its name in an output."""
+__all__ = ["check_replay", "read_recipe", "recipe_json", "replay_recipe"]
 
 _SCHEMA: Final = 1
 _KEYS: Final = {"schema", "llmq_version", "method", "for", "range", "signed_scale", "goal", "tensors"}

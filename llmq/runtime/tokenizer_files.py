@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.companions import TOKENIZER_FILES
 from llmq.checkpoint.safe_open import allowed_roots, read_small
 from llmq.errors import InputError, ResourceError, first_line
 from llmq.runtime.confined import Confined
@@ -26,21 +27,7 @@ __all__ = ["probed", "taken"]
 
 _CONFIG: Final = "config.json"
 _SETTINGS: Final = "tokenizer_config.json"
-_TAKEN: Final = (
-    "tokenizer.json",
-    _SETTINGS,
-    "tokenizer.model*",
-    "*.model",
-    "*.tiktoken",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_TAKEN: Final = (*TOKENIZER_FILES, "tokenizer.model*", "*.model", "tekken.json")
 _STRICT: Final = frozenset({_SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.json"})
 """JSON that is small, and read strictly; of the others the library makes what it can."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from llmq.checkpoint.dtypes import FLOATS
 from llmq.errors import InputError, UnsupportedError
 from llmq.formats.packed_weights import parts_of, read_packed
 from llmq.runtime.linear import DenseLinear, PackedLinear
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Weights"]
 
-_FLOATS: Final = ("BF16", "F16", "F32", "F64")
 _IGNORABLE: Final = re.compile(r"rotary_emb\.inv_freq$")
 """Frequencies that old checkpoints store and every runtime computes."""
 
@@ -93,12 +93,12 @@ class Weights:
             raise InputError("missing", file=self._arrays.source.label, tensor=name, hint=_MISSING)
         if info.shape != shape:
             raise self._error("shape does not fit config.json", name, list(shape), list(info.shape))
-        if info.dtype not in _FLOATS:
+        if info.dtype not in FLOATS:
             raise UnsupportedError(
                 f"dtype {info.dtype} is not supported",
                 file=info.file,
                 tensor=name,
-                expected=f"one of {', '.join(_FLOATS)}",
+                expected=f"one of {', '.join(FLOATS)}",
             )
         self._take(name)
         self.elements += int(np.prod(shape, dtype=np.int64))

@@ -11,27 +11,26 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from xxhash import xxh3_128
 
-from llmq.checkpoint.companions import is_card, split_companions
+from llmq.checkpoint.companions import RECIPE_FILE, is_card, split_companions
 from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.manifest import MANIFEST, difference, source_headers
 from llmq.checkpoint.safe_open import allowed_roots, read_small
 from llmq.checkpoint.source import select_copies
 from llmq.errors import InputError, UnsupportedError, UsageError
 from llmq.evaluate.inventory import inventory
-from llmq.evaluate.rows import read_quantized
+from llmq.evaluate.rows import read_bytes, read_quantized, stored_rows
 from llmq.formats.compressed_tensors import encode
 from llmq.formats.dense import to_float32
-from llmq.methods import METHODS
+from llmq.methods import DATA_FREE, METHODS
 from llmq.pipeline.run import whole_rows
 from llmq.plan import build_plan
-from llmq.plan.recipe_files import RECIPE_FILE, read_recipe
+from llmq.plan.recipe_files import read_recipe
 from llmq.verification.result import Agreement, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from llmq.checkpoint.source import FolderSource, Source
-    from llmq.evaluate.inventory import Entry
     from llmq.plan import Plan, TensorPlan
     from llmq.spec import QuantizedTensor
     from llmq.system.progress import Progress
@@ -46,9 +45,6 @@ _ELEMENTS: Final = 1 << 20
 
 _BYTES: Final = 1 << 16
 """Of a sampled block of a tensor that is kept."""
-
-_FREE: Final = "mse"
-"""What calibrated runs give weights outside the blocks, and blocks that calibration made no better."""
 
 _NEAR: Final = 4.0
 """Squared error that calibrated weights may have, over that of rounding to nearest on the same grid."""
@@ -212,7 +208,7 @@ class _Comparison:
         whole, count = xxh3_128(), 0
         for start, stop in _blocks(tensor, full=full):
             width = _row_bytes(tensor)
-            raw = _read(self.source, tensor.name, start * width, stop * width)
+            raw = read_bytes(self.source, tensor.info, start * width, stop * width)
             self.blocks += 1
             self.nbytes += raw.size
             whole.update(raw.data)
@@ -230,59 +226,41 @@ class _Comparison:
             self.problems.append(Problem(what, self.source.label, tensor.name))
 
     def _kept(self, tensor: TensorPlan, raw: np.ndarray, start: int, stop: int) -> str | None:
-        if np.array_equal(raw, _read(self.output, tensor.name, start, stop)):
+        if np.array_equal(raw, read_bytes(self.output, self.output.tensors[tensor.name], start, stop)):
             self.exact += 1
             return None
         return "not the bytes of the source"
 
     def _packed(self, tensor: TensorPlan, raw: np.ndarray, start: int, stop: int) -> str | None:
         rows, entry = whole_rows(raw, tensor), self._entries[tensor.name]
-        stored = self._stored(entry, start, stop)
+        stored = stored_rows(self.output, entry, start, stop)
         calibrated = METHODS[self.method].needs != "nothing"
-        if self._same(tensor, rows, stored, _FREE if calibrated else self.method):
+        if self._same(tensor, rows, stored, DATA_FREE if calibrated else self.method):
             self.exact += 1
             return None
-        if calibrated and self._is_near(tensor, raw, read_quantized(self.output, entry, start, stop)):
+        if calibrated and self._is_near(tensor, raw, rows, read_quantized(self.output, entry, start, stop)):
             self.near += 1
             return None
         return "further from the source than calibration explains" if calibrated else "not what its method gives"
 
-    def _stored(self, entry: Entry, start: int, stop: int) -> dict[str, bytes]:
-        """Bytes of rows of a packed weight's tensors, by suffix."""
-        found = {}
-        for suffix, info in entry.parts.items():
-            if suffix in ("weight_packed", "weight_scale"):
-                first, last = start, stop
-            elif suffix == "weight_zero_point":
-                first, last = start * entry.bits // 32, -(-stop * entry.bits // 32)
-            else:
-                continue
-            width = info.nbytes // info.shape[0]
-            found[suffix] = _read(self.output, info.name, first * width, last * width).tobytes()
-        return found
-
-    def _same(self, tensor: TensorPlan, rows: np.ndarray, stored: Mapping[str, bytes], method: str) -> bool:
+    def _same(self, tensor: TensorPlan, rows: np.ndarray, stored: Mapping[str, np.ndarray], method: str) -> bool:
         assert tensor.spec is not None
         try:
             again = encode(METHODS[method].quantize(rows, tensor.spec))
         except FloatingPointError:
             return False
-        return {suffix: np.ascontiguousarray(array).tobytes() for suffix, array in again.items()} == stored
+        # Bits are compared, not numbers: NaN is no reason to differ, the sign of a zero is.
+        return again.keys() == stored.keys() - {"weight_shape"} and all(
+            np.ascontiguousarray(array).tobytes() == stored[suffix].tobytes() for suffix, array in again.items()
+        )
 
-    def _is_near(self, tensor: TensorPlan, raw: np.ndarray, stored: QuantizedTensor) -> bool:
+    def _is_near(self, tensor: TensorPlan, raw: np.ndarray, rows: np.ndarray, stored: QuantizedTensor) -> bool:
         assert tensor.spec is not None
-        shape = stored.shape
-        wanted = to_float32(raw, tensor.info.dtype, np.empty(shape, np.float32))
+        wanted = to_float32(raw, tensor.info.dtype, np.empty(stored.shape, np.float32))
         error = partial(_squared_error, wanted)
-        rounded = METHODS["rtn"].quantize(whole_rows(raw, tensor), tensor.spec).dequantize()
+        rounded = METHODS["rtn"].quantize(rows, tensor.spec).dequantize()
         return error(stored.dequantize()) <= _NEAR * error(rounded)
 
 
 def _squared_error(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(np.square(wanted - found, dtype=np.float64).sum())
-
-
-def _read(source: Source, name: str, start: int, stop: int) -> np.ndarray:
-    raw = np.empty(stop - start, np.uint8)
-    source.read_into(source.tensors[name], start, raw.data)
-    return raw

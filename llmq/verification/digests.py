@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from llmq.checkpoint.dtypes import NUMPY_DTYPES
+from llmq.checkpoint.dtypes import FLOATS, NUMPY_DTYPES
 from llmq.checkpoint.faults import unreadable
 from llmq.errors import InputError
 from llmq.system.files import preadv
@@ -25,7 +25,6 @@ __all__ = ["TensorDigest", "digest_file", "digest_shard"]
 
 _PIECE: Final = 4 << 20
 _WORTH_A_THREAD: Final = 1 << 18
-_FLOATS: Final = frozenset({"F16", "BF16", "F32", "F64"})
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _digest_tensor(
         # Both take as long; the next piece must not be read before they are done.
         other = beside.submit(whole.update, piece.data) if piece.size >= _WORTH_A_THREAD else None
         own.update(piece.data)
-        if info.dtype in _FLOATS:
+        if info.dtype in FLOATS:
             odd += count_nonfinite(piece.view(NUMPY_DTYPES[info.dtype]))
         if other is None:
             whole.update(piece.data)

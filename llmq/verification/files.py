@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint.certificate import CERTIFICATE, check_certificate
-from llmq.checkpoint.companions import is_card, is_weight_file, split_companions
+from llmq.checkpoint.companions import RECIPE_FILE, is_card, is_weight_file, split_companions
 from llmq.checkpoint.faults import reading
 from llmq.checkpoint.folder_files import CONFIG_FILE
 from llmq.checkpoint.header import read_header
@@ -17,7 +17,6 @@ from llmq.checkpoint.index import SCRATCH
 from llmq.checkpoint.manifest import MANIFEST, parse_manifest
 from llmq.checkpoint.safe_open import allowed_roots, open_inside, read_small
 from llmq.errors import InputError, UnsupportedError
-from llmq.plan.recipe_files import RECIPE_FILE
 from llmq.system.files import is_present
 from llmq.verification.digests import digest_file, digest_shard
 from llmq.verification.result import Problem

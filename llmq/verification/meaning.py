@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmq.checkpoint import json_strict
+from llmq.checkpoint.companions import RECIPE_FILE
 from llmq.checkpoint.index import INDEX_FILE
 from llmq.checkpoint.safe_open import allowed_roots, read_small
 from llmq.errors import InputError, UnsupportedError
 from llmq.evaluate.inventory import inventory
-from llmq.formats.compressed_tensors import entries
+from llmq.formats.compressed_tensors import SCALE_CODES, entries
 from llmq.formats.schemes import read_schemes, stored_bits
-from llmq.plan.recipe_files import RECIPE_FILE, read_recipe
+from llmq.plan.recipe_files import read_recipe
 from llmq.verification.result import Problem
 
 if TYPE_CHECKING:
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
 
     from llmq.checkpoint.source import FolderSource
     from llmq.evaluate.inventory import Entry
-    from llmq.spec import ScaleDtype
 
 __all__ = ["check_meaning"]
 
-_SCALES: Final[dict[str, ScaleDtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_SCALES: Final = {code: name for name, code in SCALE_CODES.items()}
 
 
 def check_meaning(source: FolderSource, *, ours: bool) -> list[Problem]:

@@ -2,10 +2,11 @@ import json
 
 import pytest
 
+from llmq.checkpoint.companions import RECIPE_FILE
 from llmq.checkpoint.source import open_source
 from llmq.errors import InputError, LlmqError, UsageError
 from llmq.plan import build_plan
-from llmq.plan.recipe_files import RECIPE_FILE, check_replay, read_recipe, recipe_json
+from llmq.plan.recipe_files import check_replay, read_recipe, recipe_json
 from llmq.plan.recipes import make_recipe
 
 
