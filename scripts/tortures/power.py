@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import llmq
@@ -71,7 +71,7 @@ def scenes(scratch: Path) -> Iterator[Scene]:
         shutil.copytree(before, root)
         with recorded(root) as steps:
             scene.quantize(root)
-        yield Scene(name, source, before, flags, steps, _files(root / "out"), scene.older)
+        yield replace(scene, steps=steps, expected=_files(root / "out"))
 
 
 def _files(folder: Path) -> dict[str, bytes]:

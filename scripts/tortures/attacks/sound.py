@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+import make_checkpoint
+from llmq.architectures import decoder_config
 from tortures.attacks.case import INDEX, MODEL, read_json, write_json
 
 if TYPE_CHECKING:
@@ -59,28 +61,10 @@ def write_sound(folder: Path) -> None:
 
 def _tensors() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(8)
-    hidden, inner, keys = CONFIG["hidden_size"], CONFIG["intermediate_size"], 32
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens": (CONFIG["vocab_size"], hidden),
-        "lm_head": (CONFIG["vocab_size"], hidden),
-        "model.norm": (hidden,),
-    }
-    block = {
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    for layer in range(CONFIG["num_hidden_layers"]):
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    planned = make_checkpoint.tensors_of(decoder_config(CONFIG), "bfloat16")
     return {
-        f"{name}.weight": (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(ml_dtypes.bfloat16)
-        for name, shape in shapes.items()
+        tensor.name: (rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5).astype(ml_dtypes.bfloat16)
+        for tensor in planned
     }
 
 
