@@ -52,7 +52,34 @@ def _count(bits: np.ndarray, size: int, magnitude: int) -> tuple[int, int]:
     return zeros, equal
 
 
-def count_equal_groups(weight: np.ndarray, group_size: int) -> tuple[int, int]:
+@jit
+def _count_coded(bits: np.ndarray, size: int, magnitude: int, packed: np.ndarray, width: int) -> tuple[int, int]:
+    """Count in uint (rows, columns): of nearly every group, a word of its codes is all that is read.
+
+    Codes are bit streams, uint8 (rows, bytes), and `size * width` is a multiple of 32.
+    """
+    zeros = equal = 0
+    step = size * width // 8
+    # As many codes of a word as are whole, all but the first beside the one before.
+    same = np.uint32((1 << (32 // width - 1) * width) - 1)
+    for row in range(bits.shape[0]):
+        codes, own = packed[row], bits[row]
+        for group in range(own.size // size):
+            at = np.uint64(group) * np.uint64(step)
+            word = np.uint32(codes[at]) | np.uint32(codes[at + np.uint64(1)]) << np.uint32(8)
+            word |= np.uint32(codes[at + np.uint64(2)]) << np.uint32(16)
+            word |= np.uint32(codes[at + np.uint64(3)]) << np.uint32(24)
+            if (word ^ word >> np.uint32(width)) & same == 0:
+                start = np.uint64(group) * np.uint64(size)
+                if _is_equal(own, start, size, magnitude):
+                    equal += 1
+                    zeros += own[start] & magnitude == 0
+    return zeros, equal
+
+
+def count_equal_groups(
+    weight: np.ndarray, group_size: int, packed: np.ndarray | None = None, bits: int = 8
+) -> tuple[int, int]:
     """Count the groups of zeros, and those of one other number.
 
     Parameters
@@ -61,6 +88,10 @@ def count_equal_groups(weight: np.ndarray, group_size: int) -> tuple[int, int]:
         Finite.
     group_size : int
         At least 1; divides `columns`.
+    packed : uint8 (rows, bytes), optional
+        Codes of the weight as bit streams, which equal elements of a group must have alike: less is read with them.
+    bits : int
+        Of a code, 1 to 8.
 
     Returns
     -------
@@ -75,10 +106,19 @@ def count_equal_groups(weight: np.ndarray, group_size: int) -> tuple[int, int]:
     --------
     >>> count_equal_groups(np.array([[0.0, -0.0, 3.0, 3.0]], np.float16), 2)
     (1, 1)
+    >>> groups = np.repeat(np.array([[0.0, 3.0]], np.float16), 8, axis=1)
+    >>> count_equal_groups(groups, 8, np.repeat(np.array([[0x88, 0xFF]], np.uint8), 4, axis=1), 4)
+    (1, 1)
     """
-    bits, kind = source_bits("weight", weight)
-    if group_size < 1 or bits.shape[1] % group_size:
-        raise ValueError(f"group size {group_size} does not divide {bits.shape[1]} columns")
-    magnitude = 0x7FFF_FFFF if kind == SCALE_KINDS["float32"] else 0x7FFF
-    zeros, equal = _count(bits.reshape(-1), group_size, bits.dtype.type(magnitude))
+    source, kind = source_bits("weight", weight)
+    rows, columns = source.shape
+    if group_size < 1 or columns % group_size:
+        raise ValueError(f"group size {group_size} does not divide {columns} columns")
+    magnitude = source.dtype.type(0x7FFF_FFFF if kind == SCALE_KINDS["float32"] else 0x7FFF)
+    if packed is None or group_size * bits % 32:
+        zeros, equal = _count(source.reshape(-1), group_size, magnitude)
+    else:
+        if packed.dtype != np.uint8 or packed.ndim != 2 or len(packed) != rows or 8 * packed.shape[1] < columns * bits:
+            raise ValueError(f"{bits}-bit codes of {source.shape} do not fit {packed.dtype} {packed.shape}")
+        zeros, equal = _count_coded(source, group_size, magnitude, packed, bits)
     return int(zeros), int(equal - zeros)

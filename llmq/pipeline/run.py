@@ -206,9 +206,9 @@ class Sink:
         self._writer = writer
         self.counts = EdgeCounts()
 
-    def count(self, rows: np.ndarray, quantized: QuantizedTensor) -> None:
-        """Count what the next rows, float16, bfloat16 or float32, and what they became have at the edges."""
-        self.counts += count_edges(rows, quantized)
+    def count(self, rows: np.ndarray, quantized: QuantizedTensor, *, alike: bool = False) -> None:
+        """Count what the next rows and what they became have at the edges; see `count_edges`."""
+        self.counts += count_edges(rows, quantized, alike=alike)
 
     def write(self, quantized: QuantizedTensor) -> None:
         """Append the next rows.
@@ -259,7 +259,7 @@ def _quantize(step: _Step, blocks: Iterable[_Read], sink: Sink, progress: Progre
             if not found.any():
                 rows = whole_rows(raw, tensor)
                 quantized = step(rows)
-                sink.count(rows, quantized)
+                sink.count(rows, quantized, alike=True)
         except FloatingPointError:
             pass
         if quantized is None:

@@ -10,6 +10,7 @@ from edge_groups import SOURCES, Result, families, finite_values, rows_of
 from llmq.methods import METHODS, quantize_tensor
 from llmq.observers import InputMoments
 from llmq_kernels import jit
+from llmq_kernels.equal_groups import count_equal_groups
 from llmq_kernels.search_weights import weights_reference
 
 SIZE = 5  # ends in the tail of every vector
@@ -29,6 +30,24 @@ def quantized(rows, method, bits, grid, scale_dtype=None, size=SIZE):
     found = Result.of(rows, q)
     found.check_stored()
     return found
+
+
+@pytest.mark.parametrize("method", [name for name in ALONE if METHODS[name].needs == "nothing"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_equal_numbers_have_equal_codes(method, bits):
+    """What counting groups of one number by their codes rests on."""
+    rng = np.random.default_rng(bits)
+    values = np.repeat([0.0, 1.0, -1.0, 2.0**-20, -65000.0, 3e-8], 8)
+    rows = np.repeat(values, 32).reshape(-1, 32)
+    rows[:8] = np.where(rng.random((8, 32)) < 0.5, 0.0, -0.0)
+    for dtype, grid in itertools.product((np.float16, ml_dtypes.bfloat16, np.float32), GRIDS):
+        if bits == 1 and grid == "narrow":
+            continue
+        weight = rows.astype(dtype)
+        q = quantize_tensor(weight, bits, 32, method=method, **GRIDS[grid])
+        counts = count_equal_groups(weight, 32)
+        assert count_equal_groups(weight, 32, q.packed, bits) == counts
+        assert counts[0] >= 8
 
 
 SOME = [(4, 1), (8, 3), (2, 3), (1, 3)]
