@@ -10,12 +10,13 @@ import numpy as np
 from llmq_kernels import places
 from llmq_kernels.activations import activation_group, encode_rows
 from llmq_kernels.chunks import chunks_of
-from llmq_kernels.decode import decode_rows, rows_together
+from llmq_kernels.decode import decode_rows, rows_together, scratch_bytes
 from llmq_kernels.jit import threads
-from llmq_kernels.layout import midpoint
+from llmq_kernels.layout import SCALE_KINDS, midpoint
 from llmq_kernels.memory import address_of
 from llmq_kernels.planes import planes_of
 from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
+from llmq_kernels.scratch import aligned_zeros
 from llmq_kernels.simd import target
 from llmq_kernels.workers import launch, worker_address
 
@@ -32,7 +33,7 @@ _FEW: Final = 4
 _MANY: Final = 256
 """Tokens that are multiplied in one go."""
 
-_TURN: Final = 256 << 10
+_TURN: Final = 512 << 10
 """Packed bytes that a thread takes at a time, about: a small part of a millisecond."""
 
 _PARALLEL: Final = 3 << 17
@@ -79,7 +80,7 @@ class Bundle:
         self._views = [m.views for m in matrices]
         self.scale_bytes = 2 * int(first.scale.shape[1])
         self.row_bytes = int(first.packed.shape[1])
-        self._zeros = np.full(8, max(1, int(midpoint(self.bits))), np.uint8)
+        self._zeros = np.full(target().lanes, max(1, int(midpoint(self.bits))), np.uint8)
         self._jobs = np.concatenate([self._job(m) for m in matrices])
         self._key = (self.bits, self.group_size, self.kind, self.columns, self.symmetric, self.rows)
 
@@ -96,8 +97,14 @@ class Bundle:
         job[places.ZERO_ROW] = 0 if self.symmetric else zero.shape[1]
         job[places.ZERO_STEP] = 0 if self.symmetric else 1
         job[places.ROWS] = matrix.rows
-        beyond = max(0, self.reach - packed.shape[1])
-        job[places.SAFE_ROWS] = matrix.rows - -(-beyond // packed.shape[1])
+        # Of each array, how far beyond its row loads may reach.
+        groups = self.columns // self.group
+        rest = -groups % target().lanes
+        size = 4 if self.kind == SCALE_KINDS["float32"] else 2
+        reaches = [(self.row_bytes, self.reach - self.row_bytes), (self.scale_bytes, rest * size)]
+        if not self.symmetric:
+            reaches.append((int(zero.shape[1]), rest))
+        job[places.SAFE_ROWS] = matrix.rows - max(-(-max(0, beyond) // row) for row, beyond in reaches)
         return job
 
     def multiply(self, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
@@ -155,16 +162,15 @@ class _Plan:
         self.counter = np.zeros(1, np.int64)
         size = 1 if few else target().operand(bundle.bits)
         x_bytes = bundle.few_bytes if few else size * bundle.padded + _SKEW
-        self._codes = np.zeros((padded_tokens, x_bytes), np.int8)
-        self._scales = np.zeros((2, padded_tokens, stride), np.uint8)
-        self._ones = np.ones(stride // 4, np.float32)
+        self._codes = aligned_zeros((padded_tokens, x_bytes))
+        self._scales = aligned_zeros((2, padded_tokens, stride))
         # For one bit, symmetric, the stored 1 means one half.
         half = bundle.symmetric and bundle.bits == 1
         offset = target().offset(bundle.bits)
         factor = 1.0 if few or not bundle.symmetric else offset - midpoint(bundle.bits)
         self._zero_form = np.array([0.5 if half else 1.0, offset, factor], np.float32)
         parts = _few_parts(bundle, tokens, stride) if few else _many_parts(bundle, padded_tokens, stride)
-        self._scratch = np.zeros((workers, -(-sum(parts.values()) // 64) * 64), np.uint8)
+        self._scratch = aligned_zeros((workers, -(-sum(parts.values()) // 64) * 64))
         values = {
             places.COUNTER: self.counter.ctypes.data,
             places.COLUMNS: bundle.columns,
@@ -185,7 +191,6 @@ class _Plan:
             places.SCRATCH_BYTES: self._scratch.shape[1],
             places.COPY_BYTES: bundle.reach,
             places.CHUNK: _turn(bundle, tokens, workers) if few else 0,
-            places.ONES: self._ones.ctypes.data,
             places.WEIGHTS: len(bundle.rows),
         }
         self.parameters = np.zeros(places.JOBS + len(bundle.rows) * places.JOB_SIZE, np.int64)
@@ -212,10 +217,10 @@ _BEGINNING: Final = -1
 
 def _few_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
     """Bytes of each part of a worker's scratch, for `decode_rows`."""
-    rows = rows_together(tokens)
+    rows = rows_together(bundle.bits, bundle.group, tokens)
     return {
-        _BEGINNING: rows * tokens * (stride + 8),
-        places.SPARE: max(5 * stride // 4, bundle.padded),
+        _BEGINNING: scratch_bytes(bundle.bits, bundle.group, tokens),
+        places.SPARE: max(rows * 5 * stride // 4, bundle.padded),
         places.COPIES: rows * bundle.reach,
     }
 
@@ -225,7 +230,7 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
     rows = tile_rows(target())
     return {
         _BEGINNING: (2 * rows + 1) * stride,
-        places.SPARE: max(5 * stride // 4, bundle.padded),
+        places.SPARE: max(stride, bundle.padded),
         places.COPIES: rows * bundle.reach,
         places.TILE: rows * BLOCK * target().operand(bundle.bits),
         places.TOTALS: 4 * tokens * rows,
@@ -234,6 +239,6 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
 
 def _turn(bundle: Bundle, tokens: int, workers: int) -> int:
     """Rows that a worker of `decode_rows` takes at a time."""
-    rows = rows_together(tokens)
+    rows = rows_together(bundle.bits, bundle.group, tokens)
     wanted = min(_TURN // bundle.row_bytes, sum(bundle.rows) // (4 * workers))
     return max(1, wanted // rows) * rows

@@ -73,7 +73,7 @@ def _dot(typingctx: Any, rows: Any, x: Any, count: Any, out: Any, kind: Any, tok
 
         def body(i: Any, sums: list[Any]) -> list[Any]:
             x = [emitter.load(emitter.add(at, emitter.mul(i, 4)), eight) for at in x_at]
-            rows = [load_floats(emitter, name, emitter.add(at, emitter.mul(i, size))) for at in row_at]
+            rows = [load_floats(emitter, name, emitter.add(at, emitter.mul(i, size)), 8) for at in row_at]
             return [emitter.fma(rows[k // n_tokens], x[k % n_tokens], total) for k, total in enumerate(sums)]
 
         zero = ir.Constant(eight, None)

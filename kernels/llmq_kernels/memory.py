@@ -154,13 +154,17 @@ def expand(typingctx: Any, target: Any, source: Any, size: Any, count: Any, repe
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target, source, size, count, repeat = args
-        with cgutils.for_range(builder, count, intp=I64) as item:
-            start = builder.mul(builder.sdiv(item.index, repeat), size)
-            with cgutils.for_range(builder, size, intp=I64) as byte:
-                place = builder.add(builder.add(source, start), byte.index)
-                value = builder.load(builder.inttoptr(place, ir.PointerType(I8)), typ=I8)
-                place = builder.add(builder.add(target, builder.mul(item.index, size)), byte.index)
-                builder.store(value, builder.inttoptr(place, ir.PointerType(I8)))
+        with builder.if_else(builder.icmp_signed("==", repeat, I64(1))) as (once, often):
+            with once:
+                to, origin = (builder.inttoptr(a, ir.PointerType(I8)) for a in (target, source))
+                cgutils.raw_memcpy(builder, to, origin, count, size, align=1)
+            with often, cgutils.for_range(builder, count, intp=I64) as item:
+                start = builder.mul(builder.sdiv(item.index, repeat), size)
+                with cgutils.for_range(builder, size, intp=I64) as byte:
+                    place = builder.add(builder.add(source, start), byte.index)
+                    value = builder.load(builder.inttoptr(place, ir.PointerType(I8)), typ=I8)
+                    place = builder.add(builder.add(target, builder.mul(item.index, size)), byte.index)
+                    builder.store(value, builder.inttoptr(place, ir.PointerType(I8)))
         return context.get_dummy_value()
 
     return types.void(target, source, size, count, repeat), emit

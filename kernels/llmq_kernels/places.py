@@ -44,26 +44,24 @@ activations are multiplied by."""
 SCRATCH: Final = 16
 SCRATCH_BYTES: Final = 17
 SPARE: Final = 18
-"""For `multiply_scales`; of `encode_rows`, a line of `PADDED` bytes, zero beyond the columns."""
+"""Copies of scales and zero points; of `encode_rows`, a line of `PADDED` bytes, zero beyond the columns."""
 COPIES: Final = 19
 """Rows behind which memory may end."""
 COPY_BYTES: Final = 20
 """Bytes from the beginning of a row up to where loads may reach."""
 CHUNK: Final = 21
 """Of `decode`: rows that a worker takes at a time."""
-ONES: Final = 22
-"""Of `prefill`: address of float32 ones, as long as a token's scales."""
-TILE: Final = 23
+TILE: Final = 22
 """Of `prefill`: unpacked codes."""
-TOTALS: Final = 24
+TOTALS: Final = 23
 """Of `prefill`: float32 (tokens, rows of a tile)."""
 
-X_BYTES: Final = 25
+X_BYTES: Final = 24
 """Bytes of a token's codes."""
 
-WEIGHTS: Final = 26
+WEIGHTS: Final = 25
 """How many weights there are. Of each, from `JOBS` on:"""
-JOBS: Final = 27
+JOBS: Final = 26
 
 PACKED: Final = 0
 SCALE: Final = 1
@@ -75,7 +73,7 @@ ZERO_STEP: Final = 4
 """Bytes from one zero point to the next; 0 where all groups have the same."""
 ROWS: Final = 5
 SAFE_ROWS: Final = 6
-"""Rows behind whose beginning `COPY_BYTES` can be read."""
+"""Rows behind whose beginning `COPY_BYTES` can be read, and whole vectors of scales and zero points."""
 OUT: Final = 7
 """Address of float32 (tokens, rows)."""
 JOB_SIZE: Final = 8

@@ -25,7 +25,6 @@ from llmq_kernels.places import (
     JOB_SIZE,
     JOBS,
     KIND,
-    ONES,
     OUT,
     PACKED,
     PADDED,
@@ -53,7 +52,7 @@ from llmq_kernels.places import (
     ZERO_STEP,
 )
 from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes, split_words
-from llmq_kernels.scales import multiply_scales
+from llmq_kernels.scales import widen_scales
 from llmq_kernels.simd import F32, I32, Emitter, Target, intrinsic, target, tile_accumulator
 from llmq_kernels.workers import constants, length
 
@@ -62,13 +61,13 @@ __all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape", "unpack_tile"]
 BLOCK: Final = 512
 """Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
 
-_STEPS: Final = 2
+_STEPS: Final = {"avx512vnni": 4}
 """Steps of four codes that are emitted one after the other: of more, LLVM would move the loads up and spill them."""
 
 _BURSTS: Final = 2
 """Bursts of an `Accumulator` that are emitted one after the other."""
 
-_SHAPES: Final = {"avx512vnni": (1, 12), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
+_SHAPES: Final = {"avx512vnni": (1, 8), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
 
 
 def tile_shape(goal: Target) -> tuple[int, int]:
@@ -192,6 +191,7 @@ class _TileKernel:
         self.emitter = emitter
         bits, group, self.symmetric = variant
         self.steps = group * emitter.target.operand(bits) // 4
+        self.unrolled = _STEPS.get(emitter.target.name, 2)
         self.dot = tile_accumulator(emitter, bits)
         self.vectors, self.tokens = tile_shape(emitter.target)
         self.tile = tile
@@ -205,28 +205,44 @@ class _TileKernel:
         codes = [emitter.add(x[0], emitter.mul(n, x[3])) for n in number]
         factors = [[emitter.add(base, emitter.mul(n, x[4])) for base in x[1:3]] for n in number]
         sums = [emitter.add(totals, emitter.mul(n, self.vectors * width)) for n in number]
+        places = [(sums[t], v * width) for t, v in self.places]
+        kind = ir.VectorType(F32, emitter.target.lanes)
+
+        def load_sums() -> list[Any]:
+            return [emitter.load(address, kind, offset) for address, offset in places]
+
+        def store_sums(values: list[Any]) -> None:
+            for (address, offset), value in zip(places, values, strict=True):
+                emitter.store(value, address, offset)
 
         def body(group: Any, values: list[Any]) -> list[Any]:
             found = self._dot(group, codes)
             at = emitter.mul(group, self.vectors * width)
-            kind = ir.VectorType(F32, emitter.target.lanes)
             # Loaded before anything is stored: LLVM cannot know that a store changes none of them.
             scales = [emitter.load(emitter.add(self.scales[0], at), kind, v * width) for v in range(self.vectors)]
-            places = [[emitter.add(base, emitter.mul(group, 4)) for base in own] for own in factors]
-            factor = [[emitter.splat(emitter.load(place, F32)) for place in own] for own in places]
-            for (t, v), total in zip(self.places, found, strict=True):
-                own, scale = factor[t], scales[v]
-                before = emitter.load(sums[t], kind, v * width)
+            addresses = [[emitter.add(base, emitter.mul(group, 4)) for base in own] for own in factors]
+            factor = [[emitter.splat(emitter.load(address, F32)) for address in own] for own in addresses]
+            before = values or load_sums()
+            results = []
+            for (t, v), total, added in zip(self.places, found, before, strict=True):
+                own, result = factor[t], added
                 if self.symmetric:
                     value = emitter.fma(emitter.to_float(total), own[0], own[1])
                 else:
                     value = emitter.builder.fmul(emitter.to_float(total), own[0])
                     zero = emitter.load(emitter.add(self.scales[1], at), kind, v * width)
-                    before = emitter.fma(zero, own[1], before)
-                emitter.store(emitter.fma(value, scale, before), sums[t], v * width)
-            return values
+                    result = emitter.fma(zero, own[1], result)
+                results.append(emitter.fma(value, scales[v], result))
+            if values:
+                return results
+            store_sums(results)
+            return []
 
-        emitter.loop(groups, 1, [], body)
+        # Sums stay in registers from group to group where there are enough for them beside those of a group.
+        held = emitter.target.registers >= 2 * len(places) + self.vectors + 2
+        final = emitter.loop(groups, 1, load_sums() if held else [], body)
+        if held:
+            store_sums(final)
 
     def _dot(self, group: Any, codes: list[Any]) -> list[Any]:
         """Sums of the products of a group's codes, int32, for each token and vector of rows."""
@@ -237,7 +253,7 @@ class _TileKernel:
             bursts = [self._burst(emitter.add(first, step), codes, burst) for step in range(0, self.steps, burst)]
             return [functools.reduce(emitter.builder.add, values) for values in zip(*bursts, strict=True)]
         zero = ir.Constant(ir.VectorType(I32, emitter.target.lanes), None)
-        unrolled = max(burst, _STEPS)
+        unrolled = max(burst, self.unrolled)
 
         def body(start: Any, totals: list[Any]) -> list[Any]:
             for step in range(0, unrolled, burst):
@@ -249,7 +265,7 @@ class _TileKernel:
 
     def _burst(self, first: Any, codes: list[Any], steps: int) -> list[Any]:
         emitter = self.emitter
-        unrolled = min(steps, _STEPS)
+        unrolled = min(steps, self.unrolled)
 
         def body(step: Any, running: list[Any]) -> list[Any]:
             return self._run(emitter.add(first, step), codes, unrolled, running)
@@ -294,16 +310,14 @@ def _load_scales(p: Any, job: int, rows: tuple[int, int, int], scratch: int) -> 
     size = n_rows * p[STRIDE]
     scales, zeros, line = floats(scratch), floats(scratch + size), floats(scratch + 2 * size)
     form = floats(p[ZERO_FORM])
-    ones = p[ONES], p[ONES]
     for r in range(n_rows):
         row = first + min(r, count - 1)
         scale = p[job + SCALE] + row * p[SCALE_BYTES], p[KIND], p[GROUPS], p[REPEAT]
-        zero = p[job + ZERO] + row * p[job + ZERO_ROW], p[job + ZERO_STEP]
-        multiply_scales(scale, zero, (form[0], form[1]), ones, scratch + p[SPARE], scratch + 2 * size)
+        widen_scales(scale, scratch + p[SPARE], scratch + 2 * size)
         for group in range(p[GROUPS]):
             scales[group * n_rows + r] = line[group]
-        if zero[1]:
-            stored = octets(zero[0])
+        if p[job + ZERO_STEP]:
+            stored = octets(p[job + ZERO] + row * p[job + ZERO_ROW])
             for group in range(p[GROUPS]):
                 point = np.float32(stored[group // p[REPEAT]]) * form[0] - form[1]
                 zeros[group * n_rows + r] = -(line[group] * point)

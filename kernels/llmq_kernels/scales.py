@@ -10,181 +10,158 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
 from llmq_kernels.jit import jit
 from llmq_kernels.layout import SCALE_KINDS
 from llmq_kernels.memory import clear_bytes, expand
-from llmq_kernels.simd import F32, I8, I16, I32, Emitter, intrinsic, target
+from llmq_kernels.simd import F32, I8, I16, I32, Emitter, constant, intrinsic, target
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
-__all__ = ["multiply_scales", "multiply_whole", "whole_groups"]
+__all__ = ["RowScales", "load_floats", "widen_scales"]
 
 _FLOAT32 = SCALE_KINDS["float32"]
-_EIGHT = ir.VectorType(F32, 8)
+_EIGHT = 8
+"""Scales that `widen_scales` takes at a time."""
 
 
 @jit
-def multiply_scales(
-    scale: tuple[int, int, int, int],
-    zero: tuple[int, int],
-    zero_form: tuple[np.float32, np.float32],
-    x: tuple[int, int],
-    spare: int,
-    out: int,
-) -> np.float32:
-    """Multiply the scales of a row by those of a token; return what the zero points take off.
+def widen_scales(scale: tuple[int, int, int, int], spare: int, out: int) -> None:
+    """Write the scales of a row as float32.
 
     Parameters
     ----------
     scale : (int, int, int, int)
         Address of the row's scales, a value of `SCALE_KINDS`, groups of activations, how many of them share a scale.
-    zero : (int, int)
-        Address of the row's zero points, uint8, and bytes from one to the next: 1, or 0 for eight that serve all.
-    zero_form : (float32, float32)
-        What a zero point is multiplied by, and what is taken off then.
-    x : (int, int)
-        Addresses of the token's scales and sums of values, float32 (groups,), zero up to the next multiple of 8.
     spare : int
-        Address of scratch: 5 bytes a group, groups rounded up to 8.
+        Address of scratch: 4 bytes a group, groups rounded up to 8.
     out : int
-        Address of the products, float32 (groups,), written up to the next multiple of 8.
+        Address of float32 (groups,), written up to the next multiple of 8.
     """
     start, kind, count, repeat = scale
     size = 4 if kind == _FLOAT32 else 2
-    done = whole_groups(count, repeat)
-    found = multiply_whole(((start,), kind), ((zero[0],), zero[1]), zero_form, done, x, (out,))
-    taken: np.float32 = found[0]
-    if done == count:
-        return taken
-    # A whole vector is read below: the rest of the row, and zeros, are put where that is safe.
-    rest = (count - done + 7) // 8 * 8
-    clear_bytes(spare, 5 * rest)
-    expand(spare, start + size * (done // repeat), size, count - done, repeat)
-    zeros = zero[0]
-    if zero[1]:
-        zeros = spare + 4 * rest
-        expand(zeros, zero[0] + done // repeat, 1, count - done, repeat)
-    own = x[0] + 4 * done, x[1] + 4 * done
-    found = multiply_whole(((spare,), kind), ((zeros,), zero[1]), zero_form, rest, own, (out + 4 * done,))
-    more: np.float32 = found[0]
-    return taken + more
-
-
-@jit
-def whole_groups(count: int, repeat: int) -> int:
-    """Of `count` groups of activations, those that `multiply_whole` can take from where their scales lie."""
-    return count // 8 * 8 if repeat == 1 else 0
+    done = count // _EIGHT * _EIGHT if repeat == 1 else 0
+    _widen(start, kind, done, out)
+    if done < count:
+        # A whole vector is read below: the rest of the row, and zeros, are put where that is safe.
+        rest = (count - done + _EIGHT - 1) // _EIGHT * _EIGHT
+        clear_bytes(spare, 4 * rest)
+        expand(spare, start + size * (done // repeat), size, count - done, repeat)
+        _widen(spare, kind, rest, out + 4 * done)
 
 
 @intrinsic
-def multiply_whole(typingctx: Any, scale: Any, zero: Any, zero_form: Any, count: Any, x: Any, outs: Any) -> Any:
-    """Do as `multiply_scales` for some rows at once, each group having a scale of its own; return what is taken off.
-
-    Parameters
-    ----------
-    scale : ((int, ...), int)
-        Addresses of each row's scales, and a value of `SCALE_KINDS`.
-    zero : ((int, ...), int)
-        Addresses of each row's zero points, and bytes from one to the next; where 0, all rows have those of the first.
-    zero_form, x
-        See `multiply_scales`.
-    count : int
-        Groups of activations, a multiple of 8.
-    outs : (int, ...)
-        Addresses of the products.
-    """
-    rows = len(outs)
-    signature = types.UniTuple(types.float32, rows)(scale, zero, zero_form, count, x, outs)
+def _widen(typingctx: Any, start: Any, kind: Any, count: Any, out: Any) -> Any:
+    """Widen `count` scales, a multiple of 8, from address `start` to address `out`; `kind` is of `SCALE_KINDS`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
-        (starts, kind), (zeros, step), form, x = (
-            [builder.extract_value(args[i], j) for j in (0, 1)] for i in (0, 1, 2, 4)
-        )
-        starts, zeros, outs = (
-            [builder.extract_value(many, r) for r in range(rows)] for many in (starts, zeros, args[5])
-        )
-        kernel = _Products(emitter, (*form, *x), args[3], outs)
-        sums = [builder.alloca(_EIGHT) for _ in range(rows)]
+        start, kind, count, out = args
         for name, number in SCALE_KINDS.items():
             with builder.if_then(builder.icmp_signed("==", kind, emitter.number(number))):
-                same = builder.icmp_signed("==", step, emitter.number(0))
-                with builder.if_else(same) as branches:
-                    for branch, own in zip(branches, (False, True), strict=True):
-                        with branch:
-                            found = kernel.emit(name, starts, zeros, own)
-                            for place, value in zip(sums, found, strict=True):
-                                builder.store(value, place)
-        results = [emitter.sum_lanes(builder.load(place, typ=_EIGHT)) for place in sums]
-        return context.make_tuple(builder, signature.return_type, results)
 
-    return signature, emit
+                def body(i: Any, values: list[Any], name: str = name) -> list[Any]:
+                    size = 4 if name == "float32" else 2
+                    wide = load_floats(emitter, name, emitter.add(start, emitter.mul(i, size)), _EIGHT)
+                    emitter.store(wide, emitter.add(out, emitter.mul(i, 4)))
+                    return values
+
+                emitter.loop(count, _EIGHT, [], body)
+        return context.get_dummy_value()
+
+    return types.void(start, kind, count, out), emit
 
 
-class _Products:
-    """Emits the loops of `multiply_whole`: `values` are the form of zero points, and the addresses of `x`."""
+class RowScales:
+    """Emits the scales and zero points of some rows, for as many groups at a time as a vector has lanes.
 
-    def __init__(self, emitter: Emitter, values: tuple[Any, ...], count: Any, outs: list[Any]) -> None:
+    Parameters
+    ----------
+    emitter : Emitter
+    rows : sequence of (value, value)
+        Addresses of each row's scales and zero points; whole vectors can be read.
+    kind : value
+        int64 of `SCALE_KINDS`.
+    step : value
+        int64: bytes from one zero point to the next: 1, or 0 for a vector of them that serves all groups of all rows.
+    form : (value, value)
+        float32: what a zero point is multiplied by, and what is taken off then.
+    """
+
+    def __init__(
+        self, emitter: Emitter, rows: Sequence[tuple[Any, Any]], kind: Any, step: Any, form: tuple[Any, Any]
+    ) -> None:
         self.emitter = emitter
-        self.times, self.less = (emitter.splat(value, 8) for value in values[:2])
-        self.x = values[2:]
-        self.count = count
-        self.outs = outs
+        self.rows = rows
+        self.kind = kind
+        self.step = step
+        self.times, self.less = (emitter.splat(value) for value in form)
+        self.lanes = emitter.target.lanes
+        self.vector = ir.VectorType(F32, self.lanes)
+        # Values of one branch or another: LLVM keeps them in registers.
+        self._scales = [cgutils.alloca_once(emitter.builder, self.vector) for _ in rows]
+        self._zeros = [cgutils.alloca_once(emitter.builder, self.vector) for _ in rows]
+        self._shared = self._points(rows[0][1])
 
-    def emit(self, kind: str, starts: list[Any], zeros: list[Any], own: bool) -> list[Any]:
-        """Emit the loop for scales of a kind, and zero points of their own or the same eight for all."""
+    def load(self, group: Any, left: Any) -> tuple[list[Any], list[Any]]:
+        """Load the scales and zero points of a vector of groups: float32 vectors, one of each for a row.
+
+        Scales of groups that are not among the `left` ones from number `group` on are zero.
+        """
         emitter, builder = self.emitter, self.emitter.builder
-        same = self._points(zeros[0])
-
-        def body(i: Any, sums: list[Any]) -> list[Any]:
-            at = emitter.mul(i, 4)
-            x_scale, x_sum = (emitter.load(emitter.add(base, at), _EIGHT) for base in self.x)
-            size = at if kind == "float32" else emitter.mul(i, 2)
-            wide = [load_floats(emitter, kind, emitter.add(start, size)) for start in starts]
-            points = [self._points(emitter.add(zero, i)) if own else same for zero in zeros]
-            taken = [builder.fmul(point, x_sum) for point in points]
-            for value, out in zip(wide, self.outs, strict=True):
-                emitter.store(builder.fmul(value, x_scale), emitter.add(out, at))
-            return [emitter.fma(*terms) for terms in zip(wide, taken, sums, strict=True)]
-
-        return emitter.loop(self.count, 8, [ir.Constant(_EIGHT, None)] * len(starts), body)
+        words = ir.VectorType(I32, self.lanes)
+        numbers = ir.Constant(words, [ir.Constant(I32, lane) for lane in range(self.lanes)])
+        inside = builder.icmp_signed("<", numbers, emitter.splat(builder.trunc(left, I32)))
+        for name, number in SCALE_KINDS.items():
+            with builder.if_then(builder.icmp_signed("==", self.kind, emitter.number(number))):
+                at = emitter.mul(group, 4 if name == "float32" else 2)
+                for (start, _), place in zip(self.rows, self._scales, strict=True):
+                    loaded = load_floats(emitter, name, emitter.add(start, at), self.lanes)
+                    builder.store(builder.select(inside, loaded, ir.Constant(self.vector, None)), place)
+        same = builder.icmp_signed("==", self.step, emitter.number(0))
+        with builder.if_else(same) as (shared, own):
+            with shared:
+                for place in self._zeros:
+                    builder.store(self._shared, place)
+            with own:
+                for (_, start), place in zip(self.rows, self._zeros, strict=True):
+                    builder.store(self._points(emitter.add(start, group)), place)
+        scales, zeros = ([builder.load(p, typ=self.vector) for p in places] for places in (self._scales, self._zeros))
+        return scales, zeros
 
     def _points(self, address: Any) -> Any:
         builder = self.emitter.builder
-        stored = builder.uitofp(self.emitter.load(address, ir.VectorType(I8, 8)), _EIGHT)
+        stored = builder.uitofp(self.emitter.load(address, ir.VectorType(I8, self.lanes)), self.vector)
         return builder.fsub(builder.fmul(stored, self.times), self.less)
 
 
-def load_floats(emitter: Emitter, kind: str, address: Any) -> Any:
-    """Load 8 scales, or other numbers of a key of `SCALE_KINDS`, as float32."""
+def load_floats(emitter: Emitter, kind: str, address: Any, lanes: int) -> Any:
+    """Load a vector of scales, or other numbers of a key of `SCALE_KINDS`, as float32."""
     builder = emitter.builder
+    floats, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     if kind == "float32":
-        return emitter.load(address, _EIGHT)
-    bits = emitter.load(address, ir.VectorType(I16, 8))
+        return emitter.load(address, floats)
+    bits = emitter.load(address, ir.VectorType(I16, lanes))
     if kind == "float16" and emitter.target.half:
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), 8)), _EIGHT)
-    wide = builder.zext(bits, ir.VectorType(I32, 8))
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
+    wide = builder.zext(bits, words)
     if kind == "bfloat16":
-        return builder.bitcast(builder.shl(wide, _words(16)), _EIGHT)
+        return builder.bitcast(builder.shl(wide, constant(words, 16)), floats)
     return _half_by_integers(emitter, wide)
 
 
 def _half_by_integers(emitter: Emitter, wide: Any) -> Any:
     """Widen float16 bits as `floats.half_to_float` does, for CPUs without an instruction."""
-    builder = emitter.builder
-    size = builder.and_(wide, _words(0x7FFF))
-    sign = builder.shl(builder.and_(wide, _words(0x8000)), _words(16))
-    normal = builder.add(builder.shl(size, _words(13)), _words(0x38000000))
-    special = builder.or_(builder.shl(size, _words(13)), _words(0x7F800000))
-    steps = builder.fmul(builder.sitofp(size, _EIGHT), ir.Constant(_EIGHT, [ir.Constant(F32, 2.0**-24)] * 8))
-    small = builder.bitcast(steps, ir.VectorType(I32, 8))
-    value = builder.select(builder.icmp_unsigned("<", size, _words(0x0400)), small, normal)
-    value = builder.select(builder.icmp_unsigned(">=", size, _words(0x7C00)), special, value)
-    return builder.bitcast(builder.or_(value, sign), _EIGHT)
-
-
-def _words(value: int) -> Any:
-    return ir.Constant(ir.VectorType(I32, 8), [ir.Constant(I32, value)] * 8)
+    builder, words = emitter.builder, wide.type
+    floats = ir.VectorType(F32, words.count)
+    size = builder.and_(wide, constant(words, 0x7FFF))
+    sign = builder.shl(builder.and_(wide, constant(words, 0x8000)), constant(words, 16))
+    normal = builder.add(builder.shl(size, constant(words, 13)), constant(words, 0x38000000))
+    special = builder.or_(builder.shl(size, constant(words, 13)), constant(words, 0x7F800000))
+    steps = builder.fmul(builder.sitofp(size, floats), constant(floats, 2.0**-24))
+    small = builder.bitcast(steps, words)
+    value = builder.select(builder.icmp_unsigned("<", size, constant(words, 0x0400)), small, normal)
+    value = builder.select(builder.icmp_unsigned(">=", size, constant(words, 0x7C00)), special, value)
+    return builder.bitcast(builder.or_(value, sign), floats)

@@ -73,6 +73,11 @@ class Target:
         """32-bit lanes of a vector."""
         return self.width // 4
 
+    @property
+    def registers(self) -> int:
+        """Vector registers."""
+        return 32 if self.name in ("avx512vnni", "neon") else 16
+
     def offset(self, bits: int) -> int:
         """What is taken off codes of `bits` bits before they are multiplied: a signed operand holds no 255."""
         return 128 if bits == 8 and self.name in ("avx2", "neon") else 0
@@ -162,12 +167,12 @@ class Emitter:
         """Store to an int64 address plus `offset` bytes, aligned or not."""
         self.builder.store(value, self._pointer(address, offset), align=1)
 
-    def prefetch(self, address: Any, offset: int) -> None:
-        """Ask for the cache line at an address, for one read."""
+    def prefetch(self, address: Any, offset: int, level: int = 1) -> None:
+        """Ask for the cache line at an address plus `offset` bytes, into the cache of a level from 1 to 3."""
         kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
         name = "llvm.prefetch.p0"
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        flags = [ir.Constant(I32, n) for n in (0, 3, 1)]
+        flags = [ir.Constant(I32, n) for n in (0, 4 - level, 1)]
         self.builder.call(function, [self._pointer(address, offset), *flags])
 
     def _pointer(self, address: Any, offset: int) -> Any:

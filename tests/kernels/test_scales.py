@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 from emitted import Piece, name_of, runnable
+from llvmlite import ir
 from packed_cases import placed, random_scales
 
 from llmq_kernels.layout import SCALE_KINDS
-from llmq_kernels.scales import load_floats, multiply_scales
+from llmq_kernels.scales import RowScales, load_floats, widen_scales
+from llmq_kernels.simd import F32
 
 HALVES = np.arange(65536, dtype=np.uint16)
 
@@ -15,7 +17,7 @@ def widen_all(goal, kind, bits):
 
     def emit(emitter, args):
         def body(i, values):
-            loaded = load_floats(emitter, kind, emitter.add(args[0], emitter.mul(i, size)))
+            loaded = load_floats(emitter, kind, emitter.add(args[0], emitter.mul(i, size)), 8)
             emitter.store(loaded, emitter.add(args[2], emitter.mul(i, 4)))
             return values
 
@@ -46,32 +48,61 @@ def widened(scale, kind):
 
 @pytest.mark.parametrize("kind", sorted(SCALE_KINDS))
 @pytest.mark.parametrize("repeat", [1, 2, 3, 8])
-@pytest.mark.parametrize("stored", [True, False])
-def test_products_of_scales(kind, repeat, stored):
+def test_widening_of_a_row(kind, repeat):
     rng = np.random.default_rng(repeat)
     for groups in (1, 2, 7, 8, 9, 16, 20, 33):
         count = groups * repeat
         room = -(-count // 8) * 8
         scale = placed(random_scales(rng, (1, groups), kind), 2)
-        zero = placed(rng.integers(0, 256, groups if stored else 8, np.uint8), 3)
-        if not stored:
-            zero[:] = zero[0]
-        x, sums = np.zeros((2, room), np.float32)
-        x[:count], sums[:count] = rng.uniform(0, 1, count), rng.standard_normal(count)
-        form = np.float32(0.5), np.float32(128)
-        spare, out = np.full(5 * room, 255, np.uint8), np.full(room + 1, np.nan, np.float32)
-        taken = multiply_scales(
-            (scale.ctypes.data, SCALE_KINDS[kind], count, repeat),
-            (zero.ctypes.data, int(stored)),
-            form,
-            (x.ctypes.data, sums.ctypes.data),
-            spare.ctypes.data,
-            out.ctypes.data,
-        )
-        values = np.repeat(widened(scale, kind).ravel(), repeat)
-        np.testing.assert_array_equal(out[:count], values * x[:count])
+        spare, out = np.full(4 * room, 255, np.uint8), np.full(room + 1, np.nan, np.float32)
+        widen_scales((scale.ctypes.data, SCALE_KINDS[kind], count, repeat), spare.ctypes.data, out.ctypes.data)
+        np.testing.assert_array_equal(out[:count], np.repeat(widened(scale, kind).ravel(), repeat))
         assert not out[count:room].any()
         assert np.isnan(out[room])
-        points = np.repeat(zero, repeat) if stored else np.full(count, zero[0])
-        terms = values.astype(np.float64) * (0.5 * points - 128) * sums[:count]
-        assert abs(taken - terms.sum()) <= 1e-6 * np.abs(terms).sum()
+
+
+def load_rows(goal, form, numbers, scale, zero):
+    """Scales and zero points of rows, float32 (rows, lanes) each, from group `first` of `count` on."""
+    rows, (first, count, kind, step) = len(scale), numbers
+    found = np.full((2, rows, goal.lanes), np.nan, np.float32)
+
+    def emit(emitter, args):
+        # The addresses are those of arrays: of each row, its scales and zero points.
+        places = [
+            (emitter.number(s.ctypes.data), emitter.number(z.ctypes.data)) for s, z in zip(scale, zero, strict=True)
+        ]
+        constants = [ir.Constant(F32, float(value)) for value in form]
+        loader = RowScales(emitter, places, emitter.number(kind), emitter.number(step), constants)
+        parts = loader.load(emitter.number(first), emitter.number(count - first))
+        for number, vector in enumerate(vector for part in parts for vector in part):
+            emitter.store(vector, args[0], 4 * goal.lanes * number)
+
+    Piece(goal, 1, emit)(found)
+    return found
+
+
+@pytest.mark.parametrize("goal", runnable(), ids=name_of)
+@pytest.mark.parametrize("kind", sorted(SCALE_KINDS))
+@pytest.mark.parametrize("stored", [True, False])
+def test_scales_and_zero_points_of_rows(goal, kind, stored):
+    rng = np.random.default_rng(1)
+    rows, lanes, form = 3, goal.lanes, (0.5, 128.0)
+    for count, first in ((3 * lanes, lanes), (lanes + 3, lanes), (1, 0)):
+        scale = random_scales(rng, (rows, 3 * lanes), kind)
+        zero = rng.integers(0, 256, (rows, 3 * lanes), np.uint8)
+        scales, zeros = load_rows(goal, form, (first, count, SCALE_KINDS[kind], int(stored)), scale, zero)
+        expected = widened(scale, kind)[:, first : first + lanes]
+        expected[:, count - first :] = 0
+        np.testing.assert_array_equal(scales, expected)
+        points = zero[:, first : first + lanes] if stored else np.broadcast_to(zero[0, :lanes], (rows, lanes))
+        np.testing.assert_array_equal(zeros, points * np.float32(0.5) - np.float32(128))
+
+
+@pytest.mark.parametrize("goal", runnable(), ids=name_of)
+def test_scales_beyond_the_last_group_may_be_anything(goal):
+    scale = np.full((1, goal.lanes), np.nan, np.float32)
+    scale[0, 0] = 2
+    scales, _ = load_rows(
+        goal, (1, 0), (0, 1, SCALE_KINDS["float32"], 0), scale.view(np.uint32), np.ones((1, 16), np.uint8)
+    )
+    assert scales.tolist() == [[2.0] + [0.0] * (goal.lanes - 1)]
