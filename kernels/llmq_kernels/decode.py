@@ -70,20 +70,20 @@ def rows_together(bits: int, group: int, tokens: int) -> int:
     """Rows that are walked side by side.
 
     For one token more where 32 registers hold the sums; but where next to nothing is done with what is read, as with
-    codes of 8 bits in groups of a whole vector, one row after the other is read faster.
+    codes of 8 bits in large groups, one row after the other is read faster.
     """
     if tokens > 1:
         return _SEVERAL
     if target().width < 64:
         return 4
-    return 1 if bits == 8 and group >= 64 else 6
+    return 1 if bits == 8 and group >= 128 else 6
 
 
 def _prefetches(rows: int) -> Sequence[tuple[int, int]]:
     """How far ahead of what is read it is asked for: bytes of a row, and the level of the cache."""
-    if target().width < 64:
-        return ((512, 1),)
-    return ((1024, 2),) if rows == 1 else ((1536, 2), (128, 1))
+    if rows == 1:
+        return ((1024, 2),)
+    return ((1536, 2), (256, 1)) if target().width == 64 else ((2048, 2), (256, 1))
 
 
 def scratch_bytes(bits: int, group: int, tokens: int) -> int:
@@ -185,7 +185,7 @@ class _RowKernel:
         totals = [emitter.load(emitter.add(address, at), self.vector) for address in self.sum_at]
         minus = constant(self.vector, -float(self.dot.excess))
         totals = [builder.fmul(total, minus) for total in totals]
-        results = []
+        results: list[Any] = []
         for r in range(self.rows):
             for t in range(self.tokens):
                 place = 4 * self.lanes * len(results)
