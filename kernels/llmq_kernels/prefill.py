@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import copy_bytes, floats, next_number, octets
+from llmq_kernels.memory import copy_bytes, floats, next_number, octets, prefetch
 from llmq_kernels.places import (
     COPIES,
     COPY_BYTES,
@@ -325,6 +325,15 @@ def _load_scales(p: Any, job: int, rows: tuple[int, int, int], scratch: int) -> 
 
 
 @jit
+def _fetch(rows: tuple[int, int], count: int, size: int) -> None:
+    """Ask for `size` bytes of each of `count` rows, (address, bytes from one to the next), while others are multiplied."""
+    start, step = rows
+    for r in range(count):
+        for byte in range(0, size, 64):
+            prefetch(start + r * step + byte)
+
+
+@jit
 def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, variant: tuple[Any, Any, Any]) -> None:
     """Multiply one tile of `rows`, (first, how many, those of a tile), by all tokens."""
     first, count, n_rows = rows
@@ -345,6 +354,8 @@ def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, v
         group = column // p[GROUP]
         groups = min(BLOCK // p[GROUP], p[GROUPS] - group)
         unpack_tile((start + column // codes * chunk, step), chunks, tile, variant[0])
+        if column + BLOCK < p[PADDED]:
+            _fetch((start + (column + BLOCK) // codes * chunk, step), count, BLOCK // codes * chunk)
         x = p[X_CODES] + size * column, p[X_SCALES] + 4 * group, p[X_SUMS] + 4 * group, p[X_BYTES], p[STRIDE]
         own = scales + 4 * n_rows * group, zeros + 4 * n_rows * group
         _multiply_tile(tile, x, own, scratch + p[TOTALS], (groups, tokens), variant[0], variant[1], variant[2])

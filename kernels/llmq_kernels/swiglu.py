@@ -10,6 +10,7 @@ import numpy as np
 from llmq_kernels.doors import matrix_of, output_of
 from llmq_kernels.exponential import exp
 from llmq_kernels.jit import jit
+from llmq_kernels.memory import address
 
 __all__ = ["swiglu", "swiglu_reference"]
 
@@ -33,10 +34,26 @@ def swiglu_reference(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 @jit(fastmath={"contract"})
+def _gated(gate: np.float32, up: np.float32) -> np.float32:
+    return np.float32(gate / (np.float32(1.0) + exp(-gate)) * up)
+
+
+@jit(fastmath={"contract"})
 def _swiglu_row(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
-    """Gate one row, float32 (columns,)."""
-    for i in range(gate.size):
-        out[i] = gate[i] / (np.float32(1.0) + exp(-gate[i])) * up[i]
+    """Gate one row, float32 (columns,).
+
+    What is changed in place has a loop of its own: where an array that is written may be one of those that are read,
+    LLVM's vector code is not run, and all takes ten times as long.
+    """
+    if address(out) == address(gate):
+        for i in range(gate.size):
+            out[i] = _gated(out[i], up[i])
+    elif address(out) == address(up):
+        for i in range(up.size):
+            out[i] = _gated(gate[i], out[i])
+    else:
+        for i in range(gate.size):
+            out[i] = _gated(gate[i], up[i])
 
 
 @jit

@@ -20,6 +20,15 @@ def test_agrees_with_the_reference(tokens, columns, size, seed):
     np.testing.assert_allclose(swiglu(gate, up), swiglu_reference(gate, up), rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("where", ["gate", "up"])
+def test_in_place(where):
+    rng = np.random.default_rng(0)
+    arrays = dict(zip(("gate", "up"), rng.standard_normal((2, 3, 100)).astype(np.float32), strict=True))
+    expected = swiglu_reference(**arrays)
+    assert swiglu(**arrays, out=arrays[where]) is arrays[where]
+    np.testing.assert_allclose(arrays[where], expected, rtol=1e-6)
+
+
 def test_many_elements_take_all_threads():
     rng = np.random.default_rng(0)
     gate, up = rng.standard_normal((2, 70, 1000)).astype(np.float32)
