@@ -326,7 +326,7 @@ def _load_scales(p: Any, job: int, rows: tuple[int, int, int], scratch: int) -> 
 
 @jit
 def _fetch(rows: tuple[int, int], count: int, size: int) -> None:
-    """Ask for `size` bytes of each of `count` rows, (address, bytes from one to the next), while others are multiplied."""
+    """Ask for `size` bytes of `count` rows, (address, bytes from one to the next), while others are multiplied."""
     start, step = rows
     for r in range(count):
         for byte in range(0, size, 64):
