@@ -77,6 +77,8 @@ def split_words(emitter: Emitter, words: Any) -> list[Any]:
 
 def _spread(emitter: Emitter, bits: int, address: Any) -> Any:
     """Codes of an odd width: each in a 16-bit word, shifted up by a product and down again, then two words a byte."""
+    if emitter.target.shifts_bytes:
+        return _spread_by_shifts(emitter, bits, address)
     builder, width = emitter.builder, emitter.target.width
     loads = [emitter.load(address, ir.VectorType(I8, 16), 2 * bits * i) for i in range(width // 16)]
     while len(loads) > 1:
@@ -88,6 +90,28 @@ def _spread(emitter: Emitter, bits: int, address: Any) -> Any:
     for lane in range(0, width, 16):
         order += [lane + 2 * i for i in range(8)] + [width + lane + 2 * i for i in range(8)]
     return emitter.shuffle(low, high, order)
+
+
+def _spread_by_shifts(emitter: Emitter, bits: int, address: Any) -> Any:
+    """Codes of an odd width: the bytes of each eight codes go to 64 bits of their own, and each byte takes its bits."""
+    width, kind = emitter.target.width, ir.VectorType(I8, emitter.target.width)
+    size = chunk_bytes(bits, width)
+    # Of powers of two, the largest first: no load may reach more than 16 bytes beyond the chunk.
+    parts, start = [], 0
+    while start < size:
+        part = next(n for n in (64, 32, 16) if start + n <= size + 16)
+        parts.append((start, part))
+        start += part
+    loaded = [emitter.load(address, ir.VectorType(I8, part), place) for place, part in parts]
+    data = loaded[0]
+    for more in loaded[1:]:
+        wide = emitter.shuffle(more, None, list(range(data.type.count)))
+        data = emitter.shuffle(data, wide, list(range(data.type.count + more.type.count)))
+    order = [min(bits * (place // 8) + place % 8, data.type.count - 1) for place in range(width)]
+    eights = emitter.shuffle(data, None, order)
+    shifts = ir.Constant(kind, [ir.Constant(I8, bits * (place % 8)) for place in range(width)])
+    codes = emitter.call("llvm.x86.avx512.pmultishift.qb.512", kind, shifts, eights)
+    return emitter.builder.and_(codes, constant(kind, 2**bits - 1))
 
 
 def _words(emitter: Emitter, bits: int, loaded: Any, first: int) -> Any:

@@ -62,11 +62,14 @@ class Target:
         Bytes of a vector.
     half : bool
         Whether float16 converts in hardware; LLVM cannot compile the conversion of a vector elsewhere.
+    shifts_bytes : bool
+        Whether one instruction makes bytes of any neighbouring bits of 64 (`vpmultishiftqb` of AVX-512 VBMI).
     """
 
     name: str
     width: int
     half: bool
+    shifts_bytes: bool = False
 
     @property
     def lanes(self) -> int:
@@ -102,14 +105,14 @@ def target_for(features: frozenset[str]) -> Target:
     Examples
     --------
     >>> target_for(frozenset({"avx2", "f16c", "fma"}))
-    Target(name='avx2', width=32, half=True)
+    Target(name='avx2', width=32, half=True, shifts_bytes=False)
     >>> target_for(frozenset())
-    Target(name='portable', width=16, half=False)
+    Target(name='portable', width=16, half=False, shifts_bytes=False)
     """
     half = "f16c" in features or "neon" in features or "avx512f" in features
     for name, width, needed in _ROWS:
         if features.issuperset(needed):
-            return Target(name, width, half)
+            return Target(name, width, half, width == 64 and "avx512vbmi" in features)
     return Target("portable", 16, half)
 
 

@@ -43,6 +43,11 @@ V512 = {"avx2", "f16c", "fma", "avx512f", "avx512vnni", "avx512bw", "avx512vl"}
         ({"avx2", "avxvnni", "f16c"}, TARGETS["avxvnni"]),
         ({"avxvnni"}, TARGETS["portable"]),
         ({"avx2"}, Target("avx2", 32, half=False)),
+        ({"avx2", "avx512vbmi", "f16c"}, Target("avx2", 32, half=True)),
+        (
+            {"avx512vnni", "avx512bw", "avx512vl", "avx512f", "avx512vbmi"},
+            Target("avx512vnni", 64, half=True, shifts_bytes=True),
+        ),
         ({"neon", "dotprod"}, TARGETS["neon"]),
         ({"neon"}, Target("portable", 16, half=True)),
         ({"sse2", "avx", "f16c"}, Target("portable", 16, half=True)),

@@ -16,7 +16,7 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 # Which features to take away, so that an instruction set is the best that is left.
 MASKS = {
-    "avx512vnni": (),
+    "avx512vnni": ("avx512vbmi",),
     "avxvnni": ("avx512",),
     "avx2": ("avx512", "avxvnni", "avx10"),
     "portable": ("avx", "f16c", "fma", "xop"),

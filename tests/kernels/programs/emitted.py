@@ -110,6 +110,8 @@ def runnable() -> Sequence[Target]:
         found.append(Target("avxvnni", 32, half=True))
     if {"avx512vnni", "avx512bw", "avx512vl"} <= has:
         found.append(Target("avx512vnni", 64, half=True))
+        if "avx512vbmi" in has:
+            found.append(Target("avx512vnni", 64, half=True, shifts_bytes=True))
     if "dotprod" in has:
         found.append(Target("neon", 16, half=True))
     return found
@@ -117,4 +119,5 @@ def runnable() -> Sequence[Target]:
 
 def name_of(target: Target) -> str:
     """A name for a test."""
-    return f"{target.name}-{target.width}{'' if target.half else '-nohalf'}"
+    more = {"nohalf": not target.half, "vbmi": target.shifts_bytes}
+    return "-".join([target.name, str(target.width), *(name for name, is_so in more.items() if is_so)])
