@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import llvmlite.binding
 
 from bench_peers import Options, Result, compare, versions
-from llmq.benchmarks.child import llmq
+from llmq.benchmarks.child import llmq, python
 from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import format_size
 from pages import put, table
@@ -61,6 +62,7 @@ _RATIO: Final = {
     "plain read": _number("limit_bytes_per_second", ".1f", 1e9),
     "ratio": _number("ratio", ".2f"),
 }
+_OPERATIONS: Final = {"GOP/s": _number("operations_per_second", ".0f", 1e9)}
 _RATE: Final = {"tokens/s": _number("tokens_per_second", ".1f")}
 
 
@@ -80,10 +82,24 @@ def decode_section(_models: Models) -> str:
     return figures(rows, _WHAT | _MILLISECONDS | _RATIO)
 
 
+def avx2_section(_models: Models) -> str:
+    """One token and many, with everything beyond AVX2 masked."""
+    features = llvmlite.binding.get_host_cpu_features()
+    if not features.get("avx512f") and not features.get("avxvnni"):
+        return "This machine has nothing beyond AVX2: the tables above are for it."
+    kept = {name: has and not name.startswith(("avx512", "avxvnni", "avx10")) for name, has in features.items()}
+    masked = ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(kept.items()))
+    rows = []
+    for flags in (("--tokens", "1"), ("--tokens", "128,512", "--bits", "8,4", "-r", "3")):
+        words = ("-m", "llmq", "-q", "bench", "matmul", "--group-size", "64", *flags, "--json")
+        rows += python(*words, environment={"NUMBA_CPU_FEATURES": masked})["rows"]
+    return figures(rows, _WHAT | _TOKENS | _MILLISECONDS | _RATIO | _OPERATIONS)
+
+
 def tokens_section(_models: Models) -> str:
     """Growth with tokens."""
     rows = bench("matmul", "--tokens", "1,2,4,8,16,32,64,128,256,512", "--bits", "8,4", "--group-size", 64, "-r", 3)
-    return figures(rows, _WHAT | _TOKENS | _MILLISECONDS | {"GOP/s": _number("operations_per_second", ".0f", 1e9)})
+    return figures(rows, _WHAT | _TOKENS | _MILLISECONDS | _OPERATIONS)
 
 
 def context_section(models: Models) -> str:
@@ -161,6 +177,7 @@ def integer_section(_models: Models) -> str:
 SECTIONS: Final[dict[str, Callable[[Models], str]]] = {
     "machine": machine_section,
     "decode": decode_section,
+    "avx2": avx2_section,
     "tokens": tokens_section,
     "context": context_section,
     "size": size_section,

@@ -15,7 +15,10 @@ import llmq
 
 __all__ = ["Row", "Table", "describe_machine"]
 
-_FEATURES: Final = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avxvnni", "neon", "dotprod", "i8mm")
+_FEATURES: Final = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avx512vbmi", "avxvnni"),
+    *("neon", "dotprod", "i8mm"),
+)
 _PACKAGES: Final = ("numba", "llvmlite", "numpy")
 
 _config: Any = numba.config

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmq.errors import ResourceError
 from llmq_kernels.layout import SCALE_KINDS, PackedMatrix, row_bytes
+from llmq_kernels.scratch import aligned_zeros
 
 __all__ = ["Packing", "RandomWeights"]
 
@@ -56,7 +57,8 @@ class RandomWeights:
 
     def __init__(self, nbytes: int) -> None:
         try:
-            self._bytes = np.empty(nbytes, np.uint8)
+            # As the tensors of a file are.
+            self._bytes = aligned_zeros((nbytes,))
         except (MemoryError, ValueError):
             raise ResourceError(
                 "not enough memory for the weights", expected=f"{nbytes} bytes", hint="a smaller --working-set"
@@ -78,10 +80,15 @@ class RandomWeights:
         sizes = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in packing.sizes(shape)]
         step = sum(sizes)
         if step > self._bytes.size:
-            self._bytes = np.resize(self._bytes, step)
+            self._bytes = self._longer(step)
         count = self._bytes.size // step
         matrices = [self._matrix(i * step, sizes, shape, packing) for i in range(count)]
         return self._bytes[: count * step], matrices
+
+    def _longer(self, nbytes: int) -> np.ndarray:
+        longer = aligned_zeros((nbytes,))
+        longer[:] = np.resize(self._bytes, nbytes)
+        return longer
 
     def _matrix(self, start: int, sizes: list[int], shape: tuple[int, int], packing: Packing) -> PackedMatrix:
         rows, columns = shape

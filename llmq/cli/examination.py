@@ -43,6 +43,7 @@ _FEATURES: Final = (
     "avx512f",
     "avx512bw",
     "avx512vnni",
+    "avx512vbmi",
     "avxvnni",
     "neon",
     "dotprod",
