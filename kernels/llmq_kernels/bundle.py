@@ -12,7 +12,7 @@ from llmq_kernels.activations import activation_group, encode_rows
 from llmq_kernels.chunks import chunks_of
 from llmq_kernels.decode import decode_rows, rows_together, scratch_bytes
 from llmq_kernels.jit import threads
-from llmq_kernels.layout import SCALE_KINDS, midpoint
+from llmq_kernels.layout import midpoint
 from llmq_kernels.memory import address_of
 from llmq_kernels.planes import planes_of
 from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
@@ -100,7 +100,7 @@ class Bundle:
         # Of each array, how far beyond its row loads may reach.
         groups = self.columns // self.group
         rest = -groups % target().lanes
-        size = 4 if self.kind == SCALE_KINDS["float32"] else 2
+        size = self.scale_bytes * self.group_size // self.columns
         reaches = [(self.row_bytes, self.reach - self.row_bytes), (self.scale_bytes, rest * size)]
         if not self.symmetric:
             reaches.append((int(zero.shape[1]), rest))

@@ -14,7 +14,6 @@ from numba.core import types
 
 from llmq_kernels.chunks import adds_words, chunks_of, new_chunks
 from llmq_kernels.jit import jit
-from llmq_kernels.layout import SCALE_KINDS
 from llmq_kernels.memory import copy_bytes, expand, floats, next_number
 from llmq_kernels.places import (
     CHUNK,
@@ -62,8 +61,6 @@ _KEPT: Final = 4
 
 _SEVERAL: Final = 2
 """Rows that are walked side by side for more than one token."""
-
-_FLOAT32: Final = SCALE_KINDS["float32"]
 
 
 def rows_together(bits: int, group: int, tokens: int) -> int:
@@ -141,13 +138,10 @@ class _RowKernel:
         self.row_at = self._series(place[0], place[1], self.rows)
         self.x_at = self._series(x[0], x[1], self.tokens)
         self.factor_at, self.sum_at = (self._series(base, x[4], self.tokens) for base in x[2:4])
-        self.scale_at = self._series(scale[0], scale[1], self.rows)
-        wide = emitter.builder.icmp_signed("==", scale[2], emitter.number(_FLOAT32))
-        self.scale_size = emitter.builder.select(wide, emitter.number(4), emitter.number(2))
-        self.scale_ahead = scale[3]
-        zeros = self._series(zero[0], zero[1], self.rows)
-        pairs = list(zip(self.scale_at, zeros, strict=True))
+        scales, zeros = (self._series(pair[0], pair[1], self.rows) for pair in (scale, zero))
+        pairs = list(zip(scales, zeros, strict=True))
         self.scales = RowScales(emitter, pairs, scale[2], zero[2], (zero[3], zero[4]))
+        self.scale_ahead = scale[3]
 
     def _series(self, first: Any, step: Any, count: int) -> list[Any]:
         return [self.emitter.add(first, self.emitter.mul(step, i)) for i in range(count)]
@@ -155,11 +149,12 @@ class _RowKernel:
     def emit(self, count: Any) -> None:
         """Emit the loop over all groups, a vector of them at a time."""
         emitter, builder = self.emitter, self.emitter.builder
+        whole = emitter.number(self.lanes)
 
         def block(first: Any, sums: list[Any]) -> list[Any]:
             left = builder.sub(count, first)
             sums = self._begin(first, left, sums)
-            most = builder.select(builder.icmp_signed("<", left, self.most), left, self.most)
+            most = builder.select(builder.icmp_signed("<", left, whole), left, whole)
             return emitter.loop(most, self.shared, sums, lambda i, sums: self._add_group(first, i, sums))
 
         zero = ir.Constant(self.vector, None)
@@ -168,18 +163,10 @@ class _RowKernel:
             found = emitter.sum_lanes(total)
             emitter.store(builder.fmul(found, ir.Constant(F32, 1 / self.dot.excess)), self.out, 4 * k)
 
-    @property
-    def most(self) -> Any:
-        """Groups of a vector."""
-        return self.emitter.number(self.lanes)
-
     def _begin(self, first: Any, left: Any, sums: list[Any]) -> list[Any]:
         """Put the products of scales into the table, and take off the sums what the zero points do."""
         emitter, builder = self.emitter, self.emitter.builder
-        scales, zeros = self.scales.load(first, left)
-        ahead = emitter.add(self.scale_ahead, emitter.mul(first, self.scale_size))
-        for address in self.scale_at:
-            emitter.prefetch(emitter.add(address, ahead), 0)
+        scales, zeros = self.scales.load(first, left, self.scale_ahead)
         at = emitter.mul(first, 4)
         factors = [emitter.load(emitter.add(address, at), self.vector) for address in self.factor_at]
         totals = [emitter.load(emitter.add(address, at), self.vector) for address in self.sum_at]
@@ -198,12 +185,8 @@ class _RowKernel:
         """Add the products of one group, or of those in one chunk: number `i` of the vector from `first` on."""
         emitter, dot = self.emitter, self.dot
         chunks = max(1, self.group // self.codes)
-        number = emitter.add(first, i)
-        done = (
-            emitter.builder.sdiv(number, emitter.number(self.shared))
-            if self.shared > 1
-            else emitter.mul(number, chunks)
-        )
+        # One of the two is 1.
+        done = emitter.builder.sdiv(emitter.mul(emitter.add(first, i), chunks), emitter.number(self.shared))
         pairs: list[list[tuple[list[Any], list[Any]]]] = [[] for _ in sums]
         for chunk in range(chunks):
             at = emitter.add(done, chunk)
@@ -251,7 +234,7 @@ def _safe_scales(p: Any, job: int, rows: tuple[int, int, int], copies: int) -> t
     Returns the address of the first row's scales, bytes to the next, and the same of the zero points.
     """
     first, distance, count = rows
-    size = 4 if p[KIND] == _FLOAT32 else 2
+    size = p[SCALE_BYTES] * p[REPEAT] // p[GROUPS]
     step = p[STRIDE] + p[STRIDE] // 4
     for r in range(count):
         row = first + r * distance

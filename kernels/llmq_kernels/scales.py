@@ -105,10 +105,11 @@ class RowScales:
         self._zeros = [cgutils.alloca_once(emitter.builder, self.vector) for _ in rows]
         self._shared = self._points(rows[0][1])
 
-    def load(self, group: Any, left: Any) -> tuple[list[Any], list[Any]]:
+    def load(self, group: Any, left: Any, ahead: Any) -> tuple[list[Any], list[Any]]:
         """Load the scales and zero points of a vector of groups: float32 vectors, one of each for a row.
 
-        Scales of groups that are not among the `left` ones from number `group` on are zero.
+        Scales of groups that are not among the `left` ones from number `group` on are zero. Those that lie `ahead`
+        bytes behind are fetched into the caches meanwhile.
         """
         emitter, builder = self.emitter, self.emitter.builder
         words = ir.VectorType(I32, self.lanes)
@@ -118,6 +119,7 @@ class RowScales:
             with builder.if_then(builder.icmp_signed("==", self.kind, emitter.number(number))):
                 at = emitter.mul(group, 4 if name == "float32" else 2)
                 for (start, _), place in zip(self.rows, self._scales, strict=True):
+                    emitter.prefetch(emitter.add(emitter.add(start, ahead), at), 0)
                     loaded = load_floats(emitter, name, emitter.add(start, at), self.lanes)
                     builder.store(builder.select(inside, loaded, ir.Constant(self.vector, None)), place)
         same = builder.icmp_signed("==", self.step, emitter.number(0))

@@ -73,7 +73,7 @@ def load_rows(goal, form, numbers, scale, zero):
         ]
         constants = [ir.Constant(F32, float(value)) for value in form]
         loader = RowScales(emitter, places, emitter.number(kind), emitter.number(step), constants)
-        parts = loader.load(emitter.number(first), emitter.number(count - first))
+        parts = loader.load(emitter.number(first), emitter.number(count - first), emitter.number(0))
         for number, vector in enumerate(vector for part in parts for vector in part):
             emitter.store(vector, args[0], 4 * goal.lanes * number)
 
