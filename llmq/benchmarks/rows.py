@@ -12,8 +12,9 @@ import llvmlite.binding
 import numba
 
 import llmq
+from llmq_kernels.simd import host_features
 
-__all__ = ["Row", "Table", "describe_machine"]
+__all__ = ["Row", "Table", "cpu_features", "describe_machine"]
 
 _FEATURES: Final = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avx512vbmi", "avxvnni"),
@@ -25,17 +26,18 @@ _config: Any = numba.config
 _llvm: Any = llvmlite.binding
 
 
+def cpu_features() -> list[str]:
+    """Features of the processor that kernels are compiled for, as far as they matter here."""
+    enabled = host_features()
+    return [name for name in _FEATURES if name in enabled]
+
+
 def describe_machine() -> dict[str, Any]:
     """Processor, the features of it that kernels are compiled for, and versions."""
-    if _config.CPU_FEATURES is not None:
-        enabled = {name[1:] for name in _config.CPU_FEATURES.split(",") if name.startswith("+")}
-    else:
-        host = {} if _config.CPU_NAME else _llvm.get_host_cpu_features()
-        enabled = {name for name, present in host.items() if present}
     return {
         "cpu": _model_name() or platform.processor() or platform.machine(),
         "compiled_for": _config.CPU_NAME or _llvm.get_host_cpu_name(),
-        "features": [name for name in _FEATURES if name in enabled],
+        "features": cpu_features(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {"llmq": llmq.__version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},

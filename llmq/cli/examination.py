@@ -16,6 +16,7 @@ import llvmlite.binding
 import numba
 
 import llmq
+from llmq.benchmarks.rows import cpu_features
 from llmq.system.files import free_bytes
 from llmq.system.memory import available_memory, total_memory
 from llmq_kernels.jit import cache_folder, threads
@@ -35,19 +36,6 @@ _PACKAGES: Final = (
     "rich",
     "torch",
     "compressed-tensors",
-)
-_FEATURES: Final = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512bw",
-    "avx512vnni",
-    "avx512vbmi",
-    "avxvnni",
-    "neon",
-    "dotprod",
-    "i8mm",
 )
 _VARIABLES: Final = (
     "LLMQ_CACHE_DIR",
@@ -101,15 +89,9 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> dict[str, Any]:
     """Return what Numba compiles for, which the environment can change."""
-    config = _numba.config
-    if config.CPU_FEATURES is not None:
-        enabled = {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
-    else:
-        host = {} if config.CPU_NAME else _llvm.get_host_cpu_features()
-        enabled = {name for name, present in host.items() if present}
     return {
-        "name": config.CPU_NAME or _llvm.get_host_cpu_name(),
-        "features": [name for name in _FEATURES if name in enabled],
+        "name": _numba.config.CPU_NAME or _llvm.get_host_cpu_name(),
+        "features": cpu_features(),
         "vectors": target().name,
     }
 
