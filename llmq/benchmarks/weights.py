@@ -42,6 +42,20 @@ class Packing:
         return rows * row_bytes(columns, self.bits), groups * scale_bytes, 0 if self.symmetric else groups
 
 
+def _noise(nbytes: int) -> np.ndarray:
+    """Make random bytes, aligned as the tensors of a file are."""
+    try:
+        made = aligned_zeros((nbytes,))
+    except (MemoryError, ValueError):
+        raise ResourceError(
+            "not enough memory for the weights", expected=f"{nbytes} bytes", hint="a smaller --working-set"
+        ) from None
+    pattern = np.random.default_rng(0).integers(0, 256, min(nbytes, _PATTERN), np.uint8)
+    for start in range(0, nbytes, pattern.size):
+        made[start : start + pattern.size] = pattern[: nbytes - start]
+    return made
+
+
 class RandomWeights:
     """Memory full of noise, which is cut into matrices of whatever packing is to be measured.
 
@@ -56,16 +70,7 @@ class RandomWeights:
     """
 
     def __init__(self, nbytes: int) -> None:
-        try:
-            # As the tensors of a file are.
-            self._bytes = aligned_zeros((nbytes,))
-        except (MemoryError, ValueError):
-            raise ResourceError(
-                "not enough memory for the weights", expected=f"{nbytes} bytes", hint="a smaller --working-set"
-            ) from None
-        noise = np.random.default_rng(0).integers(0, 256, min(nbytes, _PATTERN), np.uint8)
-        for start in range(0, nbytes, noise.size):
-            self._bytes[start : start + noise.size] = noise[: nbytes - start]
+        self._bytes = _noise(nbytes)
 
     def cut(self, shape: tuple[int, int], packing: Packing) -> tuple[np.ndarray, list[PackedMatrix]]:
         """As many matrices as there is room for, at least one, and the bytes that they lie in, one after the other.
@@ -80,15 +85,10 @@ class RandomWeights:
         sizes = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in packing.sizes(shape)]
         step = sum(sizes)
         if step > self._bytes.size:
-            self._bytes = self._longer(step)
+            self._bytes = _noise(step)
         count = self._bytes.size // step
         matrices = [self._matrix(i * step, sizes, shape, packing) for i in range(count)]
         return self._bytes[: count * step], matrices
-
-    def _longer(self, nbytes: int) -> np.ndarray:
-        longer = aligned_zeros((nbytes,))
-        longer[:] = np.resize(self._bytes, nbytes)
-        return longer
 
     def _matrix(self, start: int, sizes: list[int], shape: tuple[int, int], packing: Packing) -> PackedMatrix:
         rows, columns = shape
