@@ -16,7 +16,6 @@ from llmq_kernels.jit import jit
 from llmq_kernels.memory import floats, next_number, octets
 from llmq_kernels.places import (
     COLUMNS,
-    COUNTER,
     GROUP,
     PADDED,
     SCRATCH,
@@ -26,6 +25,7 @@ from llmq_kernels.places import (
     TOKENS,
     X_BYTES,
     X_CODES,
+    X_COUNTER,
     X_SCALES,
     X_SUMS,
     ZERO_FORM,
@@ -199,7 +199,7 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any, size: Any) -> None:
     for column in range(p[COLUMNS], p[PADDED]):
         octets(line)[column] = np.uint8(0)
     factor = floats(p[ZERO_FORM])[2]
-    token = next_number(p[COUNTER])
+    token = next_number(p[X_COUNTER])
     while token < p[TOKENS]:
         x = p[X] + 4 * token * p[COLUMNS]
         scales, sums = floats(p[X_SCALES] + token * p[STRIDE]), floats(p[X_SUMS] + token * p[STRIDE])
@@ -209,7 +209,7 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any, size: Any) -> None:
             scales[group] = scale
             sums[group] = total * factor
         arrange(line, p[PADDED], p[X_CODES] + token * p[X_BYTES], planes, run, size)
-        token = next_number(p[COUNTER])
+        token = next_number(p[X_COUNTER])
 
 
 @jit

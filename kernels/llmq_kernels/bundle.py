@@ -18,7 +18,7 @@ from llmq_kernels.planes import planes_of
 from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
 from llmq_kernels.scratch import aligned_zeros
 from llmq_kernels.simd import target
-from llmq_kernels.workers import launch, worker_address
+from llmq_kernels.workers import Turns, worker_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +39,8 @@ _TURN: Final = 512 << 10
 _PARALLEL: Final = 3 << 17
 """Products of activations and weights from which waking the threads pays."""
 
-_ENCODE_PARALLEL: Final = 1 << 17
-"""Activations from which waking the threads pays."""
+_FAR: Final = 8
+"""Int64 from one counter to the other: a cache line."""
 
 _SKEW: Final = 64
 """Bytes between the codes of tokens that meet tiles, so that powers of two do not crowd a few sets of the caches."""
@@ -142,10 +142,8 @@ class Bundle:
         p[places.JOBS :] = self._jobs
         for number, out in enumerate(outs):
             p[places.JOBS + number * places.JOB_SIZE + places.OUT] = address_of(out)
-        plan.counter[0] = 0
-        launch(plan.encode, plan.place, workers if x.size >= _ENCODE_PARALLEL else 1)
-        plan.counter[0] = 0
-        launch(plan.multiply, plan.place, workers)
+        plan.counters[0], plan.counters[_FAR] = 0, 0
+        plan.turns.launch(plan.encode, plan.multiply, workers)
 
 
 class _Plan:
@@ -159,7 +157,7 @@ class _Plan:
         # Tokens that the microkernel adds to make up its number are read, and their results left.
         at_a_time = 1 if few else tile_shape(target())[1]
         padded_tokens = -(-tokens // at_a_time) * at_a_time
-        self.counter = np.zeros(1, np.int64)
+        self.counters = np.zeros(2 * _FAR, np.int64)
         size = 1 if few else target().operand(bundle.bits)
         x_bytes = bundle.few_bytes if few else size * bundle.padded + _SKEW
         self._codes = aligned_zeros((padded_tokens, x_bytes))
@@ -172,7 +170,8 @@ class _Plan:
         parts = _few_parts(bundle, tokens, stride) if few else _many_parts(bundle, padded_tokens, stride)
         self._scratch = aligned_zeros((workers, -(-sum(parts.values()) // 64) * 64))
         values = {
-            places.COUNTER: self.counter.ctypes.data,
+            places.X_COUNTER: self.counters.ctypes.data,
+            places.COUNTER: self.counters.ctypes.data + 8 * _FAR,
             places.COLUMNS: bundle.columns,
             places.GROUP: bundle.group,
             places.GROUPS: groups,
@@ -194,7 +193,7 @@ class _Plan:
             places.WEIGHTS: len(bundle.rows),
         }
         self.parameters = np.zeros(places.JOBS + len(bundle.rows) * places.JOB_SIZE, np.int64)
-        self.place = self.parameters.ctypes.data
+        self.turns = Turns(self.parameters.ctypes.data)
         place = 0
         for name, part in parts.items():
             values[name] = place

@@ -13,6 +13,7 @@ from llmq_kernels.doors import frozen, output_of
 from llmq_kernels.integer import zero_points_of
 from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
+from llmq_kernels.row_forms import RowForms
 
 if TYPE_CHECKING:
     from llmq_kernels.integer_weight import IntegerWeight
@@ -189,7 +190,8 @@ def integer_convolve(
     points = zero_points_of(x_zero_point, n)
     out = output_of(out, (n, weight.rows, *geometry.output_size(*x.shape[2:])), np.int32)
     if jit_enabled():
-        convolve_images(x, weight, geometry, (np.ones(n, np.float32), points, 8), (None, None), out)
+        inputs = np.ones(n, np.float32), points, 8
+        convolve_images(x, weight, geometry, inputs, RowForms.of(weight).numbers, out)
         return out
     factor, offset = weight.form()
     grouped = frozen(x.reshape(n, geometry.groups, channels // geometry.groups, *x.shape[2:]))

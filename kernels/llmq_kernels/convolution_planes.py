@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 
 from llmq_kernels.convolution_places import CHANNELS, HEIGHT, LEFT, PHASE, PLANE, ROW, STRIDE, TOP, WIDTH
 from llmq_kernels.integer_places import (
-    COUNTER,
     HIGHEST,
     LOWEST,
     SCRATCH,
@@ -17,14 +18,15 @@ from llmq_kernels.integer_places import (
     TOKENS,
     X_BYTES,
     X_CODES,
+    X_COUNTER,
     X_POINTS,
     X_SCALES,
     X,
 )
 from llmq_kernels.integer_rows import encode_line, is_float
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import copy_bytes, floats, next_number, shorts, signed_octets, words
-from llmq_kernels.simd import intrinsic
+from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number, shorts, signed_octets, words
+from llmq_kernels.simd import I8, I16, Emitter, intrinsic, target
 from llmq_kernels.workers import constants, length
 
 __all__ = ["encode_planes"]
@@ -48,14 +50,40 @@ def _spread_bytes(p: Any, line: int, to: int) -> None:
         row[phase * p[PHASE] + (column + p[LEFT]) // stride] = codes[column]
 
 
+@intrinsic
+def _widen(typingctx: Any, codes: Any, count: Any, point: Any, to: Any) -> Any:
+    """Write `count` int8 at address `codes`, less `point`, as int16 at address `to`."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emitter, (codes, count, point, to) = Emitter(builder, target()), args
+        lost, longer = builder.trunc(point, I16), count.type(2**62)
+        for lanes in (16, 8, 1):
+            words = ir.VectorType(I16, lanes)
+            splat = emitter.splat(lost, lanes)
+
+            def body(place: Any, values: list[Any], lanes: int = lanes, words: Any = words, splat: Any = splat) -> Any:
+                # The last codes once more, where they do not make a whole vector.
+                last = builder.sub(count, emitter.number(lanes))
+                column = builder.select(builder.icmp_signed("<", place, last), place, last)
+                wide = builder.sext(emitter.load(emitter.add(codes, column), ir.VectorType(I8, lanes)), words)
+                emitter.store(builder.sub(wide, splat), emitter.add(to, emitter.mul(column, 2)))
+                return values
+
+            fits = builder.icmp_signed(">=", count, emitter.number(lanes))
+            fits = builder.and_(fits, builder.icmp_signed("<", count, longer))
+            emitter.loop(builder.select(fits, count, emitter.number(0)), lanes, [], body)
+            longer = emitter.number(lanes)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4), emit
+
+
 @jit
 def _spread_words(p: Any, line: int, point: int, to: int) -> None:
     """Put a row of int8 codes at address `line`, less `point`, into a row of a plane of int16."""
     codes, row, stride = signed_octets(line), shorts(to), p[STRIDE]
     if stride == 1:
-        start = p[LEFT]
-        for column in range(p[WIDTH]):
-            row[start + column] = np.int16(codes[column]) - np.int16(point)
+        _widen(line, p[WIDTH], point, to + 2 * p[LEFT])
         return
     for column in range(p[WIDTH]):
         phase = (column + p[LEFT]) % stride
@@ -65,14 +93,16 @@ def _spread_words(p: Any, line: int, point: int, to: int) -> None:
 @jit
 def _fill(to: int, count: int, point: int, size: int) -> None:
     """Fill a plane with a zero point."""
-    if size == 2:
-        whole = shorts(to)
+    if point == 0:
+        clear_bytes(to, count * size)
+    elif size == 2:
+        whole, wide = shorts(to), np.int16(point)
         for i in range(count):
-            whole[i] = np.int16(point)
+            whole[i] = wide
     else:
-        narrow = signed_octets(to)
+        narrow, byte = signed_octets(to), np.int8(point)
         for i in range(count):
-            narrow[i] = np.int8(point)
+            narrow[i] = byte
 
 
 def encode_planes(p: Any, number: int, size: Any, centred: Any, source: Any) -> None:
@@ -90,7 +120,7 @@ def encode_planes(p: Any, number: int, size: Any, centred: Any, source: Any) -> 
     """
     line = p[SCRATCH] + number * p[SCRATCH_BYTES] + p[SPARE]
     bytes_ = _size(size)[0]
-    taken = next_number(p[COUNTER])
+    taken = next_number(p[X_COUNTER])
     while taken < p[TOKENS] * p[CHANNELS]:
         image, channel = divmod(taken, p[CHANNELS])
         point = words(p[X_POINTS])[image]
@@ -108,4 +138,4 @@ def encode_planes(p: Any, number: int, size: Any, centred: Any, source: Any) -> 
                 _spread_words(p, codes + y * p[WIDTH], lost, to)
             else:
                 _spread_bytes(p, codes + y * p[WIDTH], to)
-        taken = next_number(p[COUNTER])
+        taken = next_number(p[X_COUNTER])

@@ -11,11 +11,12 @@ from llmq_kernels import integer_places as places
 from llmq_kernels.convolution_planes import encode_planes
 from llmq_kernels.convolution_tiles import convolve_tiles
 from llmq_kernels.depthwise import PIXELS_AT_A_TIME, convolve_depthwise
-from llmq_kernels.integer_product import Plan, kind_of, plan_of, room, run_workers, set_inputs, workers_for
+from llmq_kernels.integer_product import Plan, kind_of, plan_of, workers_for
+from llmq_kernels.integer_rows import TILE_BYTES
 from llmq_kernels.jit import threads
 from llmq_kernels.memory import address_of
 from llmq_kernels.pack import unpack
-from llmq_kernels.prefill import BLOCK, tile_rows
+from llmq_kernels.prefill import tile_rows
 from llmq_kernels.row_forms import RowForms
 from llmq_kernels.simd import target
 from llmq_kernels.tile_sums import TILE_IS_INPUTS, step_unit
@@ -68,7 +69,7 @@ def convolve_images(
     weight: IntegerWeight,
     geometry: Convolution,
     inputs: tuple[np.ndarray, np.ndarray, int],
-    layer: tuple[np.ndarray | None, np.ndarray | None],
+    numbers: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Convolve int8 or float32 (n, channels, height, width), into int32 or float32 (n, filters, oh, ow).
@@ -77,27 +78,19 @@ def convolve_images(
     ----------
     inputs : (float32 (n,), int32 (n,), int)
         Scales, zero points and bits of `x`; of int8, scales count for float32 outputs alone.
-    layer : (float32 (filters,), int32 or float32 (filters,))
-        Scales and bias of the filters, or None.
+    numbers : int32 (5, filters)
+        See `RowForms.filled`.
     """
     if not out.size:
         return
     plan = plan_of(weight, (geometry, x.shape), lambda: _Plan(x, weight, geometry))
-    filters = plan.filters
-    numbers = filters.forms.filled(*layer)
-    workers, encoders = workers_for(x.size, out.size * weight.columns)
-    planes = room("codes", (x.shape[0], plan.image_bytes), np.int8)
-    p = plan.parameters(workers)
-    p[places.X], p[places.X_CODES], p[places.OUT] = address_of(x), address_of(planes), address_of(out)
-    p[places.ROW_FORMS] = address_of(numbers)
-    set_inputs(p, inputs)
     result = kind_of(out)
-    run_workers(worker_address(encode_planes, plan.size, 2 if plan.depthwise else 1, kind_of(x)), p, encoders)
+    encode = worker_address(encode_planes, plan.size, 2 if plan.depthwise else 1, kind_of(x))
     if plan.depthwise:
         convolve = worker_address(convolve_depthwise, result)
     else:
-        convolve = worker_address(convolve_tiles, weight.bits, TILE_IS_INPUTS, filters.forms.factor, result)
-    run_workers(convolve, p, workers)
+        convolve = worker_address(convolve_tiles, weight.bits, TILE_IS_INPUTS, plan.filters.forms.factor, result)
+    plan.run((x, out), inputs, numbers, (encode, convolve, workers_for(out.size * weight.columns)))
 
 
 class _Plan(Plan):
@@ -112,7 +105,7 @@ class _Plan(Plan):
         lanes = tile_rows(goal)
         planes = _plane_values(x, geometry)
         # The last run of the last plane reads a whole tile's width.
-        self.image_bytes = (x.shape[1] * planes[spots.PLANE] + max(lanes, PIXELS_AT_A_TIME)) * self.size
+        image_bytes = (x.shape[1] * planes[spots.PLANE] + max(lanes, PIXELS_AT_A_TIME)) * self.size
         self._offsets = _offsets(x, geometry, planes, self.filters.padded) * self.size
         height, width = geometry.output_size(*x.shape[2:])
         # Where rows of outputs follow each other without a gap they make one long row.
@@ -124,7 +117,7 @@ class _Plan(Plan):
             places.TOKENS: x.shape[0],
             places.COLUMNS: weight.columns,
             places.PADDED: self.filters.padded,
-            places.X_BYTES: self.image_bytes,
+            places.X_BYTES: image_bytes,
             places.ROWS: weight.rows,
             places.FORM_BYTES: 4 * self.filters.forms.numbers.shape[1],
             spots.GROUPS: geometry.groups,
@@ -142,10 +135,10 @@ class _Plan(Plan):
             places.SPARE: x.shape[2] * x.shape[3],
             spots.RUNS: 16 * lanes,
             spots.LINE: 4 * max(lanes, PIXELS_AT_A_TIME),
-            places.TILE: lanes * (BLOCK * self.size + 4),
-            places.SUMS: 4 * lanes * part,
+            places.TILE: lanes * (TILE_BYTES + 4),
+            places.SUMS: 4 * lanes * (part + 1),
         }
-        super().__init__(values, parts)
+        super().__init__(values, {places.X_CODES: x.shape[0] * image_bytes}, parts)
 
 
 def _plane_values(x: np.ndarray, geometry: Convolution) -> dict[int, int]:

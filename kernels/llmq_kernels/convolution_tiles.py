@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
 from llmq_kernels.convolution_places import (
     DOWN,
@@ -41,12 +41,12 @@ from llmq_kernels.integer_places import (
     X_POINTS,
     X_SCALES,
 )
-from llmq_kernels.integer_rows import FLOATS
+from llmq_kernels.integer_rows import FLOATS, TILE_BYTES
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import clear_bytes, copy_bytes, floats, longs, next_number, words
-from llmq_kernels.prefill import BLOCK, tile_rows, tile_shape
+from llmq_kernels.prefill import tile_rows
 from llmq_kernels.simd import F32, I8, I16, I32, I64, Emitter, intrinsic, target
-from llmq_kernels.tile_sums import multiply_sums
+from llmq_kernels.tile_sums import TileSums, emit_products, multiply_sums
 from llmq_kernels.workers import constants, length
 
 __all__ = ["convolve_tiles"]
@@ -111,17 +111,33 @@ def _interleave(emitter: Emitter, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def _finish_filters(typingctx: Any, sums: Any, forms: Any, image: Any, out: Any, factor: Any, result: Any) -> Any:
-    """Make outputs of the sums of a tile.
+def _multiply_filters(
+    typingctx: Any,
+    tile: Any,
+    rows: Any,
+    sums: Any,
+    counts: Any,
+    forms: Any,
+    image: Any,
+    out: Any,
+    bits: Any,
+    side: Any,
+    factor: Any,
+    result: Any,
+) -> Any:
+    """Add the last products of a tile and some filters to their sums, and make outputs of them.
 
     Parameters
     ----------
-    sums : (int64, int64)
-        Addresses of int32 (filters, lanes of a tile), and of the sums of inputs, int32 (lanes,).
+    tile, rows, counts, bits, side
+        See `multiply_sums`.
+    sums : (int64, int64, int64, int64)
+        Address of the sums to begin with, bytes from one filter to the next, address of room for sums, int32 (filters,
+        lanes of a tile), and address of the sums of inputs, int32 (lanes,).
     forms : (int64, int64)
         Address of the first filter's numbers, and bytes from one kind of number to the next (see `RowForms`).
     image : (int64, int64, float32)
-        How many filters; zero point times columns, zero point, and scale of the image.
+        Zero point times columns, zero point, and scale of the image.
     out : (int64, int64)
         Address of the first filter's outputs, whole vectors, and bytes from one filter to the next.
     factor, result : pointers
@@ -130,36 +146,55 @@ def _finish_filters(typingctx: Any, sums: Any, forms: Any, image: Any, out: Any,
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
-        lanes, width, vectors = emitter.target.lanes, emitter.target.width, tile_shape(emitter.target)[0]
-        whole = ir.VectorType(I32, lanes)
-        doubled, floating = length(signature.args[4]) == 2, length(signature.args[5]) == FLOATS
-        at, step = (builder.extract_value(args[1], i) for i in (0, 1))
-        count, shifted, point, scale = (builder.extract_value(args[2], i) for i in range(4))
-        shifted, point = (builder.trunc(value, I32) for value in (shifted, point))
-        inputs = [emitter.load(builder.extract_value(args[0], 1), whole, v * width) for v in range(vectors)]
-
-        def body(row: Any, values: list[Any]) -> list[Any]:
-            own = [emitter.add(emitter.add(at, emitter.mul(step, kind)), emitter.mul(row, 4)) for kind in range(5)]
-            shift, times, base = (emitter.load(own[i], I32) for i in range(3))
-            base = builder.add(base, builder.sub(builder.mul(times, point), builder.mul(shift, shifted)))
-            shift, base = emitter.splat(shift), emitter.splat(base)
-            scaling = emitter.splat(builder.fmul(scale, emitter.load(own[3], F32)))
-            after = emitter.splat(emitter.load(own[4], F32))
-            source = emitter.add(builder.extract_value(args[0], 0), emitter.mul(row, vectors * width))
-            to = emitter.add(builder.extract_value(args[3], 0), emitter.mul(row, builder.extract_value(args[3], 1)))
-            for v in range(vectors):
-                total = emitter.load(source, whole, v * width)
-                total = builder.add(total, total) if doubled else total
-                total = builder.add(builder.add(total, base), builder.mul(shift, inputs[v]))
-                if floating:
-                    total = builder.fadd(builder.fmul(emitter.to_float(total), scaling), after)
-                emitter.store(total, to, v * width)
-            return values
-
-        emitter.loop(count, 1, [], body)
+        parts = [cgutils.unpack_tuple(builder, args[i]) for i in range(1, 7)]
+        variant, ending = ([length(kind) for kind in signature.args[first : first + 2]] for first in (7, 9))
+        before, step, kept, line = parts[1]
+        outputs = _Outputs(emitter, kept, (before, step))
+        outputs.prepare(*parts[3:], line=line, doubled=ending[0] == 2, floating=ending[1] == FLOATS)
+        emit_products(emitter, (variant[0], variant[1]), args[0], [parts[0], parts[2]], outputs)
         return context.get_dummy_value()
 
-    return types.void(sums, forms, image, out, factor, result), emit
+    counted = (bits, side, factor, result)
+    return types.void(tile, rows, sums, counts, forms, image, out, *counted), emit
+
+
+class _Outputs(TileSums):
+    """Sums that become outputs; see `_multiply_filters`."""
+
+    def prepare(
+        self, forms: list[Any], image: list[Any], out: list[Any], *, line: Any, doubled: bool, floating: bool
+    ) -> None:
+        """Set what `end` needs."""
+        emitter = self.emitter
+        self._forms = [emitter.add(forms[0], emitter.mul(forms[1], kind)) for kind in range(5)]
+        self._shifted, self._point = (emitter.builder.trunc(value, I32) for value in image[:2])
+        self._scale, self._out = image[2], out
+        self._inputs = [emitter.load(line, self.kind, v * self.width) for v in range(self.vectors)]
+        self._doubled, self._floating = doubled, floating
+
+    def end(self, rows: list[Any], values: list[Any]) -> None:
+        """Make outputs of whole sums."""
+        emitter, builder = self.emitter, self.emitter.builder
+        # All is loaded before anything is stored: LLVM cannot know that a store changes none of them.
+        results = []
+        for i, row in enumerate(rows):
+            own = [emitter.add(at, emitter.mul(row, 4)) for at in self._forms]
+            shift, times, base = (emitter.load(own[k], I32) for k in range(3))
+            base = builder.add(base, builder.sub(builder.mul(times, self._point), builder.mul(shift, self._shifted)))
+            shift, base = emitter.splat(shift), emitter.splat(base)
+            if self._floating:
+                scaling = emitter.splat(builder.fmul(self._scale, emitter.load(own[3], F32)))
+                after = emitter.splat(emitter.load(own[4], F32))
+            for v, total in enumerate(values[i * self.vectors : (i + 1) * self.vectors]):
+                whole = builder.add(total, total) if self._doubled else total
+                whole = builder.add(builder.add(whole, base), builder.mul(shift, self._inputs[v]))
+                if self._floating:
+                    whole = builder.fadd(builder.fmul(emitter.to_float(whole), scaling), after)
+                results.append(whole)
+        for i, row in enumerate(rows):
+            to = emitter.add(self._out[0], emitter.mul(row, self._out[1]))
+            for v in range(self.vectors):
+                emitter.store(results[i * self.vectors + v], to, v * self.width)
 
 
 @intrinsic
@@ -190,27 +225,41 @@ def _convolve_tile(
     bits, side, factor, result = variant
     lanes, size = _constants(bits)
     runs = scratch + p[RUNS], _find_runs(p, pixel, lanes, size, longs(scratch + p[RUNS]))
-    sums, line, tile = scratch + p[SUMS], scratch + p[LINE], scratch + p[TILE]
-    clear_bytes(sums, 4 * lanes * count)
+    line, tile = scratch + p[LINE], scratch + p[TILE]
+    # A line of zeros, then sums: only filters longer than a block need them cleared.
+    zeros, sums = scratch + p[SUMS], scratch + p[SUMS] + 4 * lanes
+    clear_bytes(zeros, 4 * lanes)
     clear_bytes(line, 4 * lanes)
-    for column in range(0, p[PADDED], BLOCK):
-        steps = min(BLOCK, p[PADDED] - column) * size // 4
+    block = TILE_BYTES // size
+    before, last = (zeros, 0), (p[PADDED] - 1) // block * block
+    if last:
+        clear_bytes(sums, 4 * lanes * count)
+        before = sums, 4 * lanes
+    for column in range(0, last + 1, block):
+        steps = min(block, p[PADDED] - column) * size // 4
         _gather_tile(x, p[OFFSETS] + 8 * column, runs, steps, tile, bits)
-        rows = p[OPERANDS] + (first * p[PADDED] + column) * size, p[PADDED] * size
-        multiply_sums(tile, rows, sums, (steps, count), bits, side)
+        rows, counts = (p[OPERANDS] + (first * p[PADDED] + column) * size, p[PADDED] * size), (steps, count)
         if p[ONES]:
             multiply_sums(tile, (p[ONES] + column * size, 0), line, (steps, 1), bits, side)
-    point = np.int64(words(p[X_POINTS])[image])
-    form = count, point * p[COLUMNS], point, floats(p[X_SCALES])[image]
-    forms = p[ROW_FORMS] + 4 * first, p[FORM_BYTES]
-    out = p[OUT] + 4 * ((image * p[ROWS] + first) * p[PIXELS] + pixel)
-    if pixel + lanes <= p[PIXELS]:
-        _finish_filters((sums, line), forms, form, (out, 4 * p[PIXELS]), factor, result)
-        return
-    # Of a ragged tile results replace the sums first.
-    _finish_filters((sums, line), forms, form, (sums, 4 * lanes), factor, result)
-    for row in range(count):
-        copy_bytes(out + 4 * row * p[PIXELS], sums + 4 * lanes * row, 4 * (p[PIXELS] - pixel))
+        if column < last:
+            multiply_sums(tile, rows, sums, counts, bits, side)
+            continue
+        point = np.int64(words(p[X_POINTS])[image])
+        form = point * p[COLUMNS], point, floats(p[X_SCALES])[image]
+        # Outputs of a ragged tile take the place of sums first.
+        out = (sums, 4 * lanes) if pixel + lanes > p[PIXELS] else (_output(p, image, first, pixel), 4 * p[PIXELS])
+        begin, forms = (before[0], before[1], sums, line), (p[ROW_FORMS] + 4 * first, p[FORM_BYTES])
+        _multiply_filters(tile, rows, begin, counts, forms, form, out, bits, side, factor, result)
+    if pixel + lanes > p[PIXELS]:
+        to = _output(p, image, first, pixel)
+        for row in range(count):
+            copy_bytes(to + 4 * row * p[PIXELS], sums + 4 * lanes * row, 4 * (p[PIXELS] - pixel))
+
+
+@jit
+def _output(p: Any, image: int, first: int, pixel: int) -> int:
+    """Address of a pixel of the outputs of a filter."""
+    return int(p[OUT] + 4 * ((image * p[ROWS] + first) * p[PIXELS] + pixel))
 
 
 def convolve_tiles(p: Any, number: int, bits: Any, side: Any, factor: Any, result: Any) -> None:
@@ -223,7 +272,7 @@ def convolve_tiles(p: Any, number: int, bits: Any, side: Any, factor: Any, resul
     number : int
         Of this worker.
     bits, side, factor, result : pointers
-        See `multiply_sums` and `_finish_filters`; `side` is `TILE_IS_INPUTS`.
+        See `_multiply_filters`; `side` is `TILE_IS_INPUTS`.
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
     lanes, _size = _constants(bits)

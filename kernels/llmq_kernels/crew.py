@@ -27,10 +27,10 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.jit import fork_waits_for, jit
-from llmq_kernels.memory import call_worker
+from llmq_kernels.memory import call_worker, pointer_address
 from llmq_kernels.simd import I64, Emitter, intrinsic, target
 
-__all__ = ["launch", "muster"]
+__all__ = ["in_turn", "launch", "muster"]
 
 STATE: Final = 0
 ADDRESS: Final = 64
@@ -47,7 +47,9 @@ _ROUND: Final = 1 << 16
 _AWAKE: Final = 200e-6
 """Seconds that a member without work watches before it sleeps."""
 
-_TRIAL: Final = 10_000
+_TRIAL: Final = 2000
+"""Looks for work that are timed, to know how many make `_AWAKE`; so many times."""
+_TRIALS: Final = 10
 
 
 @intrinsic
@@ -159,6 +161,28 @@ def _serve(box: int, seen: int, patience: int) -> int:
     return seen
 
 
+def in_turn(p: Any, number: int) -> None:
+    """Run one worker on all threads that have joined, and then another: a worker itself.
+
+    Nobody begins with the second before the first is done; who joins later finds nothing left of the first.
+
+    Parameters
+    ----------
+    p : pointer to int64
+        Addresses of both workers and of their parameters; and 0, which counts those that are at the first.
+    number : int
+        Of this thread.
+    """
+    first, second, parameters = p[0], p[1], p[2]
+    busy = pointer_address(p) + 24
+    _add(busy, 1)
+    call_worker(first, parameters, number)
+    _add(busy, -1)
+    while _load(busy) != 0:
+        _pause()
+    call_worker(second, parameters, number)
+
+
 class _Crew:
     """The mailbox of a process and the threads that watch it."""
 
@@ -172,9 +196,15 @@ class _Crew:
         _close(self.box, 1)
         lead: Any = _lead
         lead.compile((types.int64,) * 4)
+        # The shortest: in others another program may have had the core, and members would fall asleep too early.
+        shortest = min(self._trial() for _ in range(_TRIALS))
+        self._patience = max(100, int(_TRIAL * _AWAKE / max(shortest, 1e-6)))
+
+    def _trial(self) -> float:
+        """Seconds that it takes to look for work a number of times."""
         started = time.perf_counter()
         _serve(self.box, 0, _TRIAL)
-        self._patience = max(100, int(_TRIAL * _AWAKE / max(time.perf_counter() - started, 1e-6)))
+        return time.perf_counter() - started
 
     def run(self, address: int, parameters: int, workers: int) -> bool:
         """Run a worker on this thread and up to `workers - 1` others, unless they are busy; return whether."""

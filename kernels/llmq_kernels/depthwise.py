@@ -152,11 +152,12 @@ def convolve_depthwise(p: Any, number: int, result: Any) -> None:
         form, scale = (p[ROW_FORMS] + 4 * row, p[FORM_BYTES]), floats(p[X_SCALES])[image]
         out = p[OUT] + 4 * taken * p[PIXELS]
         for y in range(p[PIXELS] // p[OUT_WIDTH]):
-            x, to = plane + 2 * y * p[DOWN], out + 4 * y * p[OUT_WIDTH]
-            whole = p[OUT_WIDTH] // PIXELS_AT_A_TIME * PIXELS_AT_A_TIME
-            for column in range(0, whole, PIXELS_AT_A_TIME):
-                _convolve_pixels(x + 2 * column, taps, form, scale, to + 4 * column, result)
-            if whole < p[OUT_WIDTH]:
-                _convolve_pixels(x + 2 * whole, taps, form, scale, line, result)
-                copy_bytes(to + 4 * whole, line, 4 * (p[OUT_WIDTH] - whole))
+            for column in range(0, p[OUT_WIDTH], PIXELS_AT_A_TIME):
+                x, pixel = plane + 2 * (y * p[DOWN] + column), y * p[OUT_WIDTH] + column
+                # What goes beyond a row is written anew by the next ones, but nothing may go beyond the last.
+                if pixel + PIXELS_AT_A_TIME <= p[PIXELS]:
+                    _convolve_pixels(x, taps, form, scale, out + 4 * pixel, result)
+                else:
+                    _convolve_pixels(x, taps, form, scale, line, result)
+                    copy_bytes(out + 4 * pixel, line, 4 * min(PIXELS_AT_A_TIME, p[OUT_WIDTH] - column))
         taken = next_number(p[COUNTER])

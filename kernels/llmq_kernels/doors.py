@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["frozen", "matrix_of", "output_of", "pieces", "vector_of"]
+__all__ = ["frozen", "matrix_of", "numbers_of", "output_of", "pieces", "vector_of"]
 
 _LEAST: Final = 8
 """Items of a piece: of fewer the work on each is slower, and of a few tokens sums have another order."""
@@ -86,8 +86,8 @@ def pieces(count: int, cost: int, most: int) -> list[slice]:
     return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
 
 
-def vector_of(name: str, values: Any, count: int, dtype: type) -> np.ndarray:
-    """Values, one or one for each of `count`, as a read-only vector of `dtype`.
+def numbers_of(name: str, values: Any, count: int, dtype: type) -> np.ndarray:
+    """Values, one or one for each of `count`, as a read-only vector of `dtype` that is as long as they are many.
 
     Raises
     ------
@@ -95,8 +95,16 @@ def vector_of(name: str, values: Any, count: int, dtype: type) -> np.ndarray:
         Neither, or of another kind.
     """
     found = np.asarray(values)
+    if found.dtype == dtype and found.shape in ((), (count,)) and found.flags.c_contiguous:
+        return frozen(found.reshape(-1))  # what nearly every call comes to
     if not np.can_cast(found.dtype, dtype, casting="same_kind"):
         raise TypeError(f"{name} must be {np.dtype(dtype)}, not {found.dtype}")
     if found.shape not in ((), (1,), (count,)):
         raise ValueError(f"{name} must be one number or have shape ({count},), not {found.shape}")
-    return frozen(np.ascontiguousarray(np.broadcast_to(found, (count,)), dtype))
+    return frozen(np.ascontiguousarray(found, dtype).reshape(-1))
+
+
+def vector_of(name: str, values: Any, count: int, dtype: type) -> np.ndarray:
+    """`numbers_of`, as many as `count`."""
+    found = numbers_of(name, values, count, dtype)
+    return found if found.size == count else frozen(np.full(count, found, dtype))

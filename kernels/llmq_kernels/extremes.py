@@ -1,7 +1,8 @@
 """The smallest and the largest of a run of floats, found in their bits as explicit vectors of integers.
 
-Flipping all but the sign of negative floats makes their bits integers of the same order: sixteen float16 or bfloat16
-to a vector, without widening, and NaN and infinity lie beyond every finite value.
+Bits of floats that are not negative are integers of the same order, and of negative ones, taken as unsigned, of the
+opposite order and larger than those of all others: one comparison finds the largest, another the least, sixteen float16
+or bfloat16 to a vector, without widening. NaN and infinity lie beyond every finite value.
 """
 
 from __future__ import annotations
@@ -69,20 +70,15 @@ class _Emitter:
         place = self.builder.gep(data, [self.builder.mul(index, index.type(self.lanes))])
         return self.builder.load(self.builder.bitcast(place, self.vector.as_pointer()), align=self.scalar.width // 8)
 
-    def ordered(self, x: Any) -> Any:
-        """Flip all but the sign where the sign is set; its own inverse."""
-        b, width = self.builder, self.scalar.width
-        flip = b.lshr(b.ashr(x, self._full(x.type, width - 1)), self._full(x.type, 1))
-        return b.xor(x, flip)
-
     def magnitude(self, x: Any) -> Any:
         """Clear the sign."""
         return self.builder.and_(x, self._full(x.type, (1 << (self.scalar.width - 1)) - 1))
 
-    def keep(self, place: Any, x: Any, relation: str) -> None:
-        """Replace the variable `place` by `x` where `x` is less, or more."""
+    def keep(self, place: Any, x: Any, *, signed: bool) -> None:
+        """Replace the variable `place` by `x` where `x` is more."""
         kept = self.builder.load(place)
-        self.builder.store(self.builder.select(self.builder.icmp_signed(relation, x, kept), x, kept), place)
+        more = (self.builder.icmp_signed if signed else self.builder.icmp_unsigned)(">", x, kept)
+        self.builder.store(self.builder.select(more, x, kept), place)
 
     def variable(self, like: Any) -> Any:
         """Make a variable that starts at zero."""
@@ -91,7 +87,7 @@ class _Emitter:
         return place
 
     def reduced(self, x: Any, name: str) -> Any:
-        """Reduce a vector to its least (`smin`) or largest (`smax`, `umax`) element."""
+        """Reduce a vector to its largest element, as signed (`smax`) or unsigned (`umax`) integers."""
         kind = ir.FunctionType(self.scalar, [self.vector])
         name = f"llvm.vector.reduce.{name}.v{self.lanes}i{self.scalar.width}"
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [x])
@@ -127,19 +123,21 @@ def extreme_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> An
         n_vectors = builder.udiv(args[3], args[3].type(e.lanes))
         low, high = e.variable(e.vector), e.variable(e.vector)
         with cgutils.for_range(builder, n_vectors) as loop:
-            x = e.ordered(e.load(data, loop.index))
-            e.keep(low, x, "<")
-            e.keep(high, x, ">")
+            x = e.load(data, loop.index)
+            e.keep(low, x, signed=False)
+            e.keep(high, x, signed=True)
         last_low, last_high = e.variable(e.scalar), e.variable(e.scalar)
-        builder.store(e.reduced(builder.load(low), "smin"), last_low)
+        builder.store(e.reduced(builder.load(low), "umax"), last_low)
         builder.store(e.reduced(builder.load(high), "smax"), last_high)
         with cgutils.for_range_slice(
             builder, builder.mul(n_vectors, args[3].type(e.lanes)), args[3], args[3].type(1), inc=True
         ) as (index, _):
-            x = e.ordered(builder.load(builder.gep(data, [index])))
-            e.keep(last_low, x, "<")
-            e.keep(last_high, x, ">")
-        found = [e.ordered(builder.load(place)) for place in (last_low, last_high)]
+            x = builder.load(builder.gep(data, [index]))
+            e.keep(last_low, x, signed=False)
+            e.keep(last_high, x, signed=True)
+        found = [builder.load(place) for place in (last_low, last_high)]
+        zero = ir.Constant(e.scalar, 0)
+        found[0] = builder.select(builder.icmp_signed("<", found[0], zero), found[0], zero)
         word = ir.IntType(32)
         found = [x if e.scalar.width == word.width else builder.zext(x, word) for x in found]
         return context.make_tuple(builder, signature.return_type, found)
@@ -171,12 +169,12 @@ def largest_bits(typing: Any, bits: Any, row: Any, start: Any, count: Any) -> An
         n_vectors = builder.udiv(args[3], args[3].type(e.lanes))
         most = e.variable(e.vector)
         with cgutils.for_range(builder, n_vectors) as loop:
-            e.keep(most, e.magnitude(e.load(data, loop.index)), ">")
+            e.keep(most, e.magnitude(e.load(data, loop.index)), signed=False)
         last = e.variable(e.scalar)
         builder.store(e.reduced(builder.load(most), "umax"), last)
         rest = builder.mul(n_vectors, args[3].type(e.lanes))
         with cgutils.for_range_slice(builder, rest, args[3], args[3].type(1), inc=True) as (index, _):
-            e.keep(last, e.magnitude(builder.load(builder.gep(data, [index]))), ">")
+            e.keep(last, e.magnitude(builder.load(builder.gep(data, [index]))), signed=False)
         found, word = builder.load(last), ir.IntType(32)
         return found if e.scalar.width == word.width else builder.zext(found, word)
 

@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from llmq_kernels.doors import frozen, vector_of
-from llmq_kernels.jit import jit
+from llmq_kernels.doors import frozen, numbers_of
+from llmq_kernels.extremes import extreme_bits
+from llmq_kernels.floats import float_of
+from llmq_kernels.jit import jit, jit_enabled
 
 __all__ = [
     "checked_parameters",
     "encode_input",
     "input_parameters",
     "input_parameters_reference",
+    "input_vectors",
     "quantize_inputs",
     "quantize_inputs_reference",
 ]
 
 _LEAST = np.float32(2.0**-126)
 """Scale of nothing but zeros."""
+
+_MOST = np.finfo(np.float32).max
 
 
 def quantize_inputs_reference(x: np.ndarray, scale: Any, zero_point: Any, bits: int = 8) -> np.ndarray:
@@ -60,12 +65,12 @@ def input_parameters_reference(
 
 
 @jit
-def encode_input(x: np.float32, scale: np.float32, point: np.float32, low: np.float32, high: np.float32) -> np.int8:
+def encode_input(x: np.float32, scale: np.float32, point: np.float32, low: np.float32, high: np.float32) -> np.int32:
     """Round one value to a code of `low` to `high`, NaN to the lowest."""
     code = np.rint(x / scale) + point
     # A comparison with NaN is false.
     code = code if code > low else low
-    return np.int8(np.int32(code if code < high else high))
+    return np.int32(code if code < high else high)
 
 
 @jit
@@ -75,7 +80,40 @@ def _quantize_inputs(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, b
     for row in range(x.shape[0]):
         divisor, point = scale[row], np.float32(zero_point[row])
         for i in range(x.shape[1]):
-            codes[row, i] = encode_input(x[row, i], divisor, point, low, high)
+            codes[row, i] = np.int8(encode_input(x[row, i], divisor, point, low, high))
+
+
+@jit
+def _find_parameters(x: np.ndarray, bits: int, symmetric: bool, scale: np.ndarray, zero_point: np.ndarray) -> bool:
+    """Find scale and zero point of each row, float32 (rows, n), or many times those of one; whether all is finite."""
+    values = x.view(np.uint32)
+    levels, half = np.float32((1 << bits) - 1), 1 << (bits - 1)
+    for row in range(x.shape[0]):
+        low_bits, high_bits = extreme_bits(values, row, 0, x.shape[1])
+        low, high = float_of(low_bits), float_of(high_bits)
+        # Not finite, NaN included; a comparison with it is false.
+        if not (low >= -_MOST and high <= _MOST):
+            return False
+        if symmetric:
+            scale[row] = max(max(-low, high) / np.float32(half - 1), _LEAST)
+            zero_point[row] = 0
+        else:
+            scale[row] = max(high / levels - low / levels, _LEAST)
+            zero_point[row] = np.int32(np.rint(-low / scale[row])) - half
+    for row in range(x.shape[0], scale.size):
+        scale[row], zero_point[row] = scale[0], zero_point[0]
+    return True
+
+
+@jit
+def _spread(scale: np.ndarray, zero_point: np.ndarray, bits: int, scales: np.ndarray, zero_points: np.ndarray) -> bool:
+    """Give each row its scale and zero point, of one or as many; whether they are positive, finite, codes of `bits`."""
+    half, fine = 1 << (bits - 1), True
+    for row in range(scales.size):
+        s, point = scale[row if scale.size > 1 else 0], zero_point[row if zero_point.size > 1 else 0]
+        fine &= np.float32(0.0) < s <= _MOST and -half <= point < half
+        scales[row], zero_points[row] = s, point
+    return fine
 
 
 def input_parameters(
@@ -108,16 +146,25 @@ def input_parameters(
     ValueError
         A width out of range, or values that are not finite.
     """
+    scale, zero_point = input_vectors(x, bits, symmetric=symmetric, per_row=per_row)
+    return (scale, zero_point) if per_row else (scale[:1].reshape(()), zero_point[:1].reshape(()))
+
+
+def input_vectors(x: np.ndarray, bits: int, *, symmetric: bool, per_row: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`input_parameters` as vectors: float32 and int32 (n,), at least one element unless ``per_row``."""
     _check_bits(bits)
     x = _floats_of(x)
-    rows = x.shape[0] if per_row else 1
+    rows, count = (x.shape[0], x.shape[0]) if per_row else (1, max(x.shape[0], 1))
     flat = x.reshape(rows, -1 if x.size else 0)
-    # NaN beats everything.
-    low, high = flat.min(axis=1, initial=0), flat.max(axis=1, initial=0)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ValueError("inputs must be finite for their range to be found, not NaN or infinite")
-    scale, zero_point = input_parameters_reference(np.stack((low, high), axis=1), bits, symmetric=symmetric)
-    return (scale, zero_point) if per_row else (scale[0], zero_point[0])
+    if not jit_enabled():
+        if np.isfinite(flat).all():
+            scale, zero_point = input_parameters_reference(flat, bits, symmetric=symmetric)
+            return np.resize(scale, count), np.resize(zero_point, count)
+    else:
+        scale, zero_point = np.empty(count, np.float32), np.empty(count, np.int32)
+        if _find_parameters(flat, bits, symmetric, scale, zero_point):
+            return scale, zero_point
+    raise ValueError("inputs must be finite for their range to be found, not NaN or infinite")
 
 
 def quantize_inputs(
@@ -166,13 +213,14 @@ def checked_parameters(scale: Any, zero_point: Any, bits: int, rows: int) -> tup
         Neither one nor one for each row, or out of range.
     """
     _check_bits(bits)
-    scales, points = vector_of("scale", scale, rows, np.float32), vector_of("zero_point", zero_point, rows, np.int32)
+    scales, points = np.empty(rows, np.float32), np.empty(rows, np.int32)
+    scale = numbers_of("scale", scale, rows, np.float32)
+    if _spread(scale, numbers_of("zero_point", zero_point, rows, np.int32), bits, scales, points):
+        return scales, points
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise ValueError("scale must be positive and finite")
     half = 1 << (bits - 1)
-    if rows and not -half <= int(points.min()) <= int(points.max()) < half:
-        raise ValueError(f"zero_point must be {-half} to {half - 1}, found {points.min()} to {points.max()}")
-    return scales, points
+    raise ValueError(f"zero_point must be {-half} to {half - 1}, found {points.min()} to {points.max()}")
 
 
 def _check_bits(bits: int) -> None:
@@ -180,8 +228,10 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"bits of inputs must be 2 to 8, not {bits}")
 
 
-def _floats_of(x: Any) -> np.ndarray:
-    x = np.asarray(x)
+def _floats_of(values: Any) -> np.ndarray:
+    x: np.ndarray = np.asarray(values)
+    if x.dtype == np.float32 and x.ndim and x.flags.c_contiguous and x.flags.aligned:
+        return x  # what nearly every call comes to
     if not np.can_cast(x.dtype, np.float32, casting="same_kind"):
         raise TypeError(f"x must be float32, not {x.dtype}")
     return np.require(np.atleast_1d(x), np.float32, ["C_CONTIGUOUS", "ALIGNED"])

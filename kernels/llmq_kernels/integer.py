@@ -11,6 +11,7 @@ from llmq_kernels.doors import frozen, matrix_of, output_of
 from llmq_kernels.integer_product import multiply_tokens
 from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
+from llmq_kernels.row_forms import RowForms
 
 if TYPE_CHECKING:
     from llmq_kernels.integer_weight import IntegerWeight
@@ -103,14 +104,11 @@ def integer_matmul(
     points = zero_points_of(x_zero_point, x.shape[0])
     out = output_of(out, (x.shape[0], weight.rows), np.int32)
     if jit_enabled():
-        multiply_tokens(x, weight, (_scales(x.shape[0]), points, 8), (None, None), out)
+        inputs = np.ones(x.shape[0], np.float32), points, 8
+        multiply_tokens(x, weight, inputs, RowForms.of(weight).numbers, out)
         return out
     factor, offset = weight.form()
     form = (weight.bits, factor, frozen(offset))
     parallel = x.size * weight.rows >= _PARALLEL
     call(_integer_matmul, x, frozen(points), weight.view, form, out, parallel=parallel)
     return out
-
-
-def _scales(tokens: int) -> np.ndarray:
-    return np.ones(tokens, np.float32)

@@ -14,11 +14,17 @@ import numpy as np
 from llmq_kernels.convolution import images_of, integer_convolve, integer_convolve_reference
 from llmq_kernels.convolution_product import convolve_images
 from llmq_kernels.doors import matrix_of, output_of, vector_of
-from llmq_kernels.inputs import checked_parameters, quantize_inputs, quantize_inputs_reference
+from llmq_kernels.inputs import (
+    checked_parameters,
+    input_vectors,
+    quantize_inputs,
+    quantize_inputs_reference,
+)
 from llmq_kernels.integer import integer_matmul, integer_matmul_reference
 from llmq_kernels.integer_product import multiply_tokens
 from llmq_kernels.jit import jit_enabled
 from llmq_kernels.requantize import dequantize_outputs, dequantize_outputs_reference
+from llmq_kernels.row_forms import RowForms
 
 if TYPE_CHECKING:
     from llmq_kernels.convolution import Convolution
@@ -51,10 +57,32 @@ class InputGrid:
     zero_point: np.ndarray
     bits: int = 8
 
+    @classmethod
+    def found(cls, x: np.ndarray, bits: int = 8, *, symmetric: bool = False, per_row: bool = False) -> InputGrid:
+        """Find the grid of inputs at run time; parameters and errors are those of `input_parameters`."""
+        made = input_vectors(x, bits, symmetric=symmetric, per_row=per_row)
+        grid = cls(*made, bits) if per_row else cls(made[0][:1].reshape(()), made[1][:1].reshape(()), bits)
+        grid.__dict__["_made"] = made
+        return grid
+
+    def vectors(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scales, float32, and zero points, int32, of `count` items; kept, for mostly it is the same count again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            See `checked_parameters`.
+        """
+        made: tuple[np.ndarray, np.ndarray] | None = self.__dict__.get("_made")
+        if made is None or made[0].size != count:
+            made = checked_parameters(self.scale, self.zero_point, self.bits, count)
+            self.__dict__["_made"] = made
+        return made
+
 
 @dataclass(frozen=True, eq=False)
 class RowScales:
-    """What sums of a weight's rows are scaled by; see `dequantize_outputs`.
+    """What sums of a weight's rows are scaled by; see `dequantize_outputs`. Neither array may change.
 
     Parameters
     ----------
@@ -66,6 +94,34 @@ class RowScales:
 
     scale: np.ndarray
     bias: np.ndarray | None = None
+
+    def numbers(self, weight: IntegerWeight) -> np.ndarray:
+        """Return what `RowForms.filled` makes of them for a weight; kept, for mostly it is the same weight again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They do not fit the rows of the weight.
+        """
+        made: tuple[IntegerWeight, np.ndarray] | None = self.__dict__.get("_made")
+        if made is None or made[0] is not weight:
+            made = weight, RowForms.of(weight).filled(*self.vectors(weight.rows))
+            self.__dict__["_made"] = made
+        return made[1]
+
+    def vectors(self, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scales and bias of rows as vectors.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Neither one nor as many as there are rows, or of another kind.
+        """
+        scale = vector_of("scale", self.scale, rows, np.float32)
+        if self.bias is None:
+            return scale, None
+        exact = np.asarray(self.bias).dtype == np.int32
+        return scale, vector_of("bias", self.bias, rows, np.int32 if exact else np.float32)
 
 
 def linear_layer_reference(x: np.ndarray, weight: IntegerWeight, grid: InputGrid, scales: RowScales) -> np.ndarray:
@@ -130,13 +186,13 @@ def linear_layer(
     """
     x = matrix_of("x", x, np.float32, weight.columns)
     out = output_of(out, (x.shape[0], weight.rows))
-    inputs, layer = _inputs(grid, x.shape[0]), _layer(scales, weight.rows)
+    inputs = (*grid.vectors(x.shape[0]), grid.bits)
     if jit_enabled():
-        multiply_tokens(x, weight, inputs, layer, out)
+        multiply_tokens(x, weight, inputs, scales.numbers(weight), out)
         return out
     codes = quantize_inputs(x, inputs[0], inputs[1], bits=grid.bits)
     sums = integer_matmul(codes, weight, x_zero_point=inputs[1])
-    return dequantize_outputs(sums, inputs[0], *layer, out=out)
+    return dequantize_outputs(sums, inputs[0], *scales.vectors(weight.rows), out=out)
 
 
 def convolution_layer(
@@ -174,24 +230,10 @@ def convolution_layer(
     """
     x = images_of(x, weight, geometry, np.float32)
     out = output_of(out, (x.shape[0], weight.rows, *geometry.output_size(*x.shape[2:])))
-    inputs, layer = _inputs(grid, x.shape[0]), _layer(scales, weight.rows)
+    inputs = (*grid.vectors(x.shape[0]), grid.bits)
     if jit_enabled():
-        convolve_images(x, weight, geometry, inputs, layer, out)
+        convolve_images(x, weight, geometry, inputs, scales.numbers(weight), out)
         return out
     codes = quantize_inputs(x, inputs[0], inputs[1], bits=grid.bits)
     sums = integer_convolve(codes, weight, geometry, x_zero_point=inputs[1])
-    return dequantize_outputs(sums, inputs[0], *layer, out=out)
-
-
-def _inputs(grid: InputGrid, count: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scales and zero points of `count` items, and bits."""
-    return (*checked_parameters(grid.scale, grid.zero_point, grid.bits, count), grid.bits)
-
-
-def _layer(scales: RowScales, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scales and bias of rows as vectors."""
-    scale = vector_of("scale", scales.scale, rows, np.float32)
-    if scales.bias is None:
-        return scale, None
-    exact = np.asarray(scales.bias).dtype == np.int32
-    return scale, vector_of("bias", scales.bias, rows, np.int32 if exact else np.float32)
+    return dequantize_outputs(sums, inputs[0], *scales.vectors(weight.rows), out=out)

@@ -54,5 +54,11 @@ SUMS: Final = 23
 COPIES: Final = 24
 SPARE: Final = 25
 
-SIZE: Final = 48
-"""Of the array; from 26 on stand places of convolutions alone (`llmq_kernels.convolution_tiles`)."""
+TILES: Final = 48
+"""Address of all tiles of the weight, where they are kept unpacked, or 0."""
+
+X_COUNTER: Final = 49
+"""Address of an int64 from which those that encode inputs take numbers."""
+
+SIZE: Final = 50
+"""Of the array; 26 to 47 are places of convolutions alone (`llmq_kernels.convolution_places`)."""

@@ -8,32 +8,44 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from llmq_kernels import integer_places as places
-from llmq_kernels.integer_rows import FLOATS, INTEGERS, encode_tokens, multiply_integers
-from llmq_kernels.jit import threads
-from llmq_kernels.memory import address_of
+from llmq_kernels.integer_places import (
+    COUNTER,
+    HIGHEST,
+    LOWEST,
+    OUT,
+    ROW_FORMS,
+    X_COUNTER,
+    X_POINTS,
+    X_SCALES,
+    X,
+)
+from llmq_kernels.integer_rows import FLOATS, INTEGERS, TILE_BYTES, encode_tokens, multiply_integers, unpack_tiles
+from llmq_kernels.jit import jit, threads
+from llmq_kernels.memory import address, address_of, longs
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
-from llmq_kernels.prefill import BLOCK, tile_rows
+from llmq_kernels.prefill import tile_rows
 from llmq_kernels.row_forms import RowForms
-from llmq_kernels.scratch import Scratch
+from llmq_kernels.scratch import aligned_zeros
 from llmq_kernels.simd import target
 from llmq_kernels.tile_sums import TILE_IS_CODES
-from llmq_kernels.workers import launch, worker_address
+from llmq_kernels.workers import Turns, launch, worker_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmq_kernels.integer_weight import IntegerWeight
 
-__all__ = ["Plan", "kind_of", "multiply_tokens", "plan_of", "room", "run_workers", "set_inputs", "workers_for"]
+__all__ = ["Plan", "kind_of", "multiply_tokens", "plan_of", "workers_for"]
 
-_MANY: Final = 256
-"""Tokens that are multiplied in one go."""
+_MANY: Final = 512
+_FEWEST: Final = 64
+"""Tokens that are multiplied in one go, at most, and at least of those there are."""
+
+_PRODUCTS: Final = 1 << 33
+"""Products from which tokens are fewer, so that Ctrl-C is served."""
 
 _PARALLEL: Final = 3 << 17
 """Products from which waking the threads pays."""
-
-_ENCODE_PARALLEL: Final = 1 << 16
-"""Inputs from which it pays to encode them."""
 
 _SKEW: Final = 64
 """Bytes between tokens, so that powers of two do not crowd a few sets of the caches."""
@@ -42,20 +54,40 @@ _MOST_PLANS: Final = 64
 
 P = TypeVar("P", bound="Plan")
 
-_kept = threading.local()
+_LINE: Final = 64
+"""Bytes of a line of the caches, on which every part of the room begins."""
 
 
-def room(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Room to work in, of this Python thread."""
-    scratch = _kept.__dict__.setdefault("scratch", Scratch())
-    found: np.ndarray = scratch.room(name, shape, dtype)
-    return found
+_KEPT_TILES: Final = 1 << 20
+"""Bytes of a weight's tiles up to which they are kept unpacked: reading them takes less than computing them anew."""
 
 
-def workers_for(inputs: int, products: int) -> tuple[int, int]:
-    """Threads that multiply, and that encode the inputs: all of them from where waking them pays."""
-    workers = threads() if products >= _PARALLEL else 1
-    return workers, workers if inputs >= _ENCODE_PARALLEL else 1
+class _Kept(threading.local):
+    """What a Python thread keeps between calls."""
+
+    def __init__(self) -> None:
+        # Not by `address_of`, which would be compiled on import.
+        self.parameters = np.zeros(places.SIZE, np.int64)
+        self.turns = Turns(self.parameters.ctypes.data)
+        self._counters = aligned_zeros((2 * _LINE,))
+        self.parameters[places.COUNTER] = self._counters.ctypes.data
+        self.parameters[places.X_COUNTER] = self._counters.ctypes.data + _LINE
+        self._room, self._size = 0, 0
+
+    def room(self, size: int) -> int:
+        """Address of room for `size` bytes, which begins a line; it grows where it does not suffice."""
+        if self._size < size:
+            self._bytes = aligned_zeros((size,))
+            self._room, self._size = address_of(self._bytes), size
+        return self._room
+
+
+_kept = _Kept()
+
+
+def workers_for(products: int) -> int:
+    """Threads for some products: all of them from where waking them pays."""
+    return threads() if products >= _PARALLEL else 1
 
 
 def kind_of(array: np.ndarray) -> int:
@@ -67,7 +99,7 @@ def multiply_tokens(
     x: np.ndarray,
     weight: IntegerWeight,
     inputs: tuple[np.ndarray, np.ndarray, int],
-    layer: tuple[np.ndarray | None, np.ndarray | None],
+    numbers: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Multiply int8 or float32 (tokens, columns) by a weight, into int32 or float32 (tokens, rows).
@@ -76,67 +108,112 @@ def multiply_tokens(
     ----------
     inputs : (float32 (tokens,), int32 (tokens,), int)
         Scales, zero points and bits of `x`; of int8, scales count for float32 outputs alone.
-    layer : (float32 (rows,), int32 or float32 (rows,))
-        Scales and bias of the rows, or None.
+    numbers : int32 (5, rows)
+        See `RowForms.filled`.
     """
-    forms = RowForms.of(weight)
-    numbers = forms.filled(*layer)
+    tokens = x.shape[0]
+    at_once = max(_FEWEST, min(_MANY, _PRODUCTS // max(weight.rows * weight.columns, 1)))
+    if tokens <= at_once:
+        _multiply(x, weight, inputs, numbers, out)
+        return
     scales, points, bits = inputs
-    for start in range(0, x.shape[0], _MANY):
-        part = slice(start, start + _MANY)
-        _multiply(x[part], weight, (scales[part], points[part], bits), (forms.factor, numbers), out[part])
+    for start in range(0, tokens, at_once):
+        part = slice(start, start + at_once)
+        _multiply(x[part], weight, (scales[part], points[part], bits), numbers, out[part])
 
 
 def _multiply(
     x: np.ndarray,
     weight: IntegerWeight,
     inputs: tuple[np.ndarray, np.ndarray, int],
-    forms: tuple[int, np.ndarray],
+    numbers: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    workers, encoders = workers_for(x.size, x.size * weight.rows)
-    plan = plan_of(weight, (x.shape[0],), lambda: _Plan(weight, x.shape[0]))
-    codes = room("codes", (x.shape[0], plan.token_bytes), np.int8)
-    p = plan.parameters(workers)
-    p[places.X], p[places.X_CODES], p[places.OUT] = address_of(x), address_of(codes), address_of(out)
-    p[places.X_SUMS] = address_of(room("sums", x.shape[:1], np.int32))
-    p[places.PACKED], p[places.ROW_FORMS] = address_of(weight.view), address_of(forms[1])
-    set_inputs(p, inputs)
-    planes, size, bits = planes_of(weight.bits), target().operand(weight.bits), weight.bits
-    run = target().lanes if planes == 1 else 1
-    run_workers(worker_address(encode_tokens, planes, run, size, kind_of(x)), p, encoders)
-    run_workers(worker_address(multiply_integers, bits, TILE_IS_CODES, forms[0], kind_of(out)), p, workers)
+    tokens = x.shape[0]
+    if not tokens:
+        return
+    workers = workers_for(x.size * weight.rows)
+    plan = plan_of(weight, (tokens,), lambda: _Plan(weight, tokens))
+    encode = worker_address(encode_tokens, *plan.order, kind_of(x))
+    multiply = worker_address(multiply_integers, weight.bits, TILE_IS_CODES, plan.factor, kind_of(out))
+    plan.run((x, out), inputs, numbers, (encode, multiply, workers))
 
 
 class Plan:
-    """Parameters of workers that stay the same from call to call, and the size of their scratch.
+    """Parameters of workers that stay the same from call to call, and the sizes of the room they work in.
 
     Parameters
     ----------
     values : dict of int
         Numbers by place.
-    parts : dict of int
+    shared : dict of int
+        Bytes of what all workers share, by the place of its address.
+    own : dict of int
         Bytes of the parts of a worker's scratch, by place.
     """
 
-    def __init__(self, values: dict[int, int], parts: dict[int, int]) -> None:
-        self._base = np.zeros(places.SIZE, np.int64)
-        end = 0
-        for place, size in parts.items():
-            self._base[place] = end
-            end += -(-size // 64) * 64
-        self._scratch = end + 64
-        for place, value in values.items():
-            self._base[place] = value
+    def __init__(self, values: dict[int, int], shared: dict[int, int], own: dict[int, int]) -> None:
+        parts, self._scratch = _laid_out(own)
+        starts, self._begin = _laid_out(shared)
+        starts[places.SCRATCH] = self._begin
+        self._values, self._starts = np.zeros(places.SIZE, np.int64), np.zeros(places.SIZE, np.bool_)
+        for place, value in (values | parts | starts | {places.SCRATCH_BYTES: self._scratch}).items():
+            self._values[place] = value
+        self._starts[list(starts)] = True
 
-    def parameters(self, workers: int) -> np.ndarray:
-        """Parameters for a call, with scratch for workers; addresses are to be filled in."""
-        p = room("parameters", (places.SIZE,), np.int64)
-        p[:] = self._base
-        p[places.COUNTER] = address_of(room("counter", (8,), np.int64))
-        p[places.SCRATCH] = address_of(room("scratch", (workers, self._scratch), np.uint8))
-        p[places.SCRATCH_BYTES] = self._scratch
-        return p
+    def run(
+        self,
+        arrays: tuple[np.ndarray, np.ndarray],
+        inputs: tuple[np.ndarray, np.ndarray, int],
+        numbers: np.ndarray,
+        work: tuple[int, int, int],
+    ) -> None:
+        """Fill in the parameters of this Python thread, and run the workers.
+
+        Parameters
+        ----------
+        arrays : (array, array)
+            Inputs and outputs.
+        inputs, numbers
+            See `multiply_tokens`.
+        work : (int, int, int)
+            Addresses of the workers that encode the inputs and that multiply; and how many threads.
+        """
+        room = _kept.room(self._begin + work[2] * self._scratch)
+        addresses = address_of(arrays[0]), address_of(arrays[1])
+        _fill(_kept.parameters, (self._values, self._starts, room), addresses, inputs, numbers)
+        _kept.turns.launch(*work)
+
+
+@jit
+def _fill(
+    p: np.ndarray,
+    plan: tuple[np.ndarray, np.ndarray, int],
+    arrays: tuple[int, int],
+    inputs: tuple[np.ndarray, np.ndarray, int],
+    numbers: np.ndarray,
+) -> None:
+    """Fill in the parameters of a call; see `Plan.begin`."""
+    values, starts, room = plan
+    counter, x_counter = p[COUNTER], p[X_COUNTER]
+    longs(counter)[0] = longs(x_counter)[0] = 0
+    for place in range(p.size):
+        p[place] = values[place] + (room if starts[place] else 0)
+    p[COUNTER], p[X_COUNTER] = counter, x_counter
+    p[X], p[OUT] = arrays
+    scales, points, bits = inputs
+    p[X_SCALES], p[X_POINTS] = address(scales), address(points)
+    p[LOWEST], p[HIGHEST] = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    p[ROW_FORMS] = address(numbers)
+
+
+def _laid_out(parts: dict[int, int]) -> tuple[dict[int, int], int]:
+    """Where parts of some sizes begin, one after the other, each on a line; and their whole size."""
+    starts, end = {}, 0
+    for place, size in parts.items():
+        starts[place] = end
+        end += -(-size // _LINE) * _LINE
+    return starts, end + _LINE
 
 
 def plan_of(weight: IntegerWeight, key: tuple[Any, ...], make: Callable[[], P]) -> P:
@@ -150,42 +227,49 @@ def plan_of(weight: IntegerWeight, key: tuple[Any, ...], make: Callable[[], P]) 
     return plan
 
 
-def set_inputs(p: np.ndarray, inputs: tuple[np.ndarray, np.ndarray, int]) -> None:
-    """Fill in scales, zero points and bits of inputs."""
-    half = 1 << (inputs[2] - 1)
-    p[places.X_SCALES], p[places.X_POINTS] = address_of(inputs[0]), address_of(inputs[1])
-    p[places.LOWEST], p[places.HIGHEST] = -half, half - 1
-
-
-def run_workers(worker: int, p: np.ndarray, workers: int) -> None:
-    """Run a worker with its counter at zero."""
-    room("counter", (8,), np.int64)[0] = 0
-    launch(worker, address_of(p), workers)
-
-
 class _Plan(Plan):
     """Of products of a number of tokens."""
 
     def __init__(self, weight: IntegerWeight, tokens: int) -> None:
         goal, bits, row = target(), weight.bits, int(weight.packed.shape[1])
+        planes, forms = planes_of(bits), RowForms.of(weight)
+        self.factor = forms.factor
+        self.order = planes, goal.lanes if planes == 1 else 1, goal.operand(bits)
         chunks = -(-weight.columns // chunk_codes(bits, goal.width))
         padded, reach = chunks * chunk_codes(bits, goal.width), chunks * chunk_bytes(bits, goal.width) + 16
-        self.token_bytes = goal.operand(bits) * padded + _SKEW
+        token_bytes = goal.operand(bits) * padded + _SKEW
         values = {
             places.TOKENS: tokens,
             places.COLUMNS: weight.columns,
             places.PADDED: padded,
-            places.X_BYTES: self.token_bytes,
+            places.X_BYTES: token_bytes,
+            places.PACKED: address_of(weight.view),
             places.ROW_BYTES: row,
             places.ROWS: weight.rows,
             places.SAFE_ROWS: weight.rows - -(-max(0, reach - row) // row),
             places.COPY_BYTES: reach,
-            places.FORM_BYTES: 4 * RowForms.of(weight).numbers.shape[1],
+            places.FORM_BYTES: 4 * forms.numbers.shape[1],
         }
-        parts = {
+        shared = {places.X_SUMS: 4 * tokens, places.X_CODES: tokens * token_bytes}
+        own = {
             places.SPARE: padded,
             places.COPIES: tile_rows(goal) * reach,
-            places.TILE: tile_rows(goal) * BLOCK * goal.operand(bits),
-            places.SUMS: 4 * tokens * tile_rows(goal),
+            places.TILE: tile_rows(goal) * TILE_BYTES,
+            places.SUMS: 4 * (tokens + 1) * tile_rows(goal),
         }
-        super().__init__(values, parts)
+        super().__init__(values, shared, own)
+        tiles = -(-weight.rows // tile_rows(goal)) * tile_rows(goal) * padded * goal.operand(bits)
+        if tiles <= _KEPT_TILES:
+            self._values[places.TILES] = self._unpacked(weight, tiles)
+
+    def _unpacked(self, weight: IntegerWeight, size: int) -> int:
+        """Address of the weight's tiles, unpacked once and kept with it."""
+        kept: dict[str, Any] = weight.__dict__
+        if "_tiles" not in kept:
+            tiles = aligned_zeros((size,))
+            p = self._values + self._starts * _kept.room(self._begin + self._scratch)
+            counter = np.zeros(1, np.int64)
+            p[places.TILES], p[places.COUNTER] = address_of(tiles), address_of(counter)
+            launch(worker_address(unpack_tiles, weight.bits), address_of(p), 1)
+            kept["_tiles"] = tiles
+        return address_of(kept["_tiles"])

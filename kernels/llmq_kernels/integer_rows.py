@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
 from llmq_kernels.activations import arrange
 from llmq_kernels.inputs import encode_input
@@ -30,9 +30,11 @@ from llmq_kernels.integer_places import (
     SPARE,
     SUMS,
     TILE,
+    TILES,
     TOKENS,
     X_BYTES,
     X_CODES,
+    X_COUNTER,
     X_POINTS,
     X_SCALES,
     X_SUMS,
@@ -41,12 +43,24 @@ from llmq_kernels.integer_places import (
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number, signed_octets, words
 from llmq_kernels.planes import chunk_bytes, chunk_codes
-from llmq_kernels.prefill import BLOCK, tile_rows, tile_shape, unpack_tile
+from llmq_kernels.prefill import tile_rows, unpack_tile
 from llmq_kernels.simd import F32, I32, Emitter, intrinsic, target
-from llmq_kernels.tile_sums import multiply_sums
+from llmq_kernels.tile_sums import TileSums, emit_products, multiply_sums
 from llmq_kernels.workers import constants, length
 
-__all__ = ["FLOATS", "INTEGERS", "encode_line", "encode_tokens", "is_float", "multiply_integers"]
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "TILE_BYTES",
+    "encode_line",
+    "encode_tokens",
+    "is_float",
+    "multiply_integers",
+    "unpack_tiles",
+]
+
+TILE_BYTES: Final = 1024
+"""Operands of a row in a tile, in bytes: whole chunks of every width; a tile takes half of a first-level cache."""
 
 INTEGERS: Final = 1
 FLOATS: Final = 2
@@ -54,13 +68,22 @@ FLOATS: Final = 2
 
 
 @jit
-def encode_line(x: int, count: int, form: tuple[np.float32, int, int, int], line: int) -> None:
-    """Round float32 at address `x` to int8 at address `line`; form is (scale, zero point, lowest, highest)."""
-    source, codes = floats(x), signed_octets(line)
+def encode_line(x: int, count: int, form: tuple[np.float32, int, int, int], line: int) -> np.int32:
+    """Round float32 at address `x` to int8 at address `line`; form is (scale, zero point, lowest, highest).
+
+    Returns
+    -------
+    int32
+        Sum of the codes.
+    """
+    source, codes, total = floats(x), signed_octets(line), np.int32(0)
     scale, point = form[0], np.float32(form[1])
     low, high = np.float32(form[2]), np.float32(form[3])
     for i in range(count):
-        codes[i] = encode_input(source[i], scale, point, low, high)
+        code = encode_input(source[i], scale, point, low, high)
+        codes[i] = np.int8(code)
+        total = np.int32(total + code)
+    return total
 
 
 @jit
@@ -94,30 +117,47 @@ def encode_tokens(p: Any, number: int, planes: Any, run: Any, size: Any, source:
     line = p[SCRATCH] + number * p[SCRATCH_BYTES] + p[SPARE]
     clear_bytes(line + p[COLUMNS], p[PADDED] - p[COLUMNS])
     points, sums, scales = words(p[X_POINTS]), words(p[X_SUMS]), floats(p[X_SCALES])
-    token = next_number(p[COUNTER])
+    token = next_number(p[X_COUNTER])
     while token < p[TOKENS]:
         if is_float(source)[0]:
             form = scales[token], points[token], p[LOWEST], p[HIGHEST]
-            encode_line(p[X] + 4 * token * p[COLUMNS], p[COLUMNS], form, line)
+            total = encode_line(p[X] + 4 * token * p[COLUMNS], p[COLUMNS], form, line)
         else:
             copy_bytes(line, p[X] + token * p[COLUMNS], p[COLUMNS])
-        sums[token] = np.int32(_sum_codes(line, p[COLUMNS]) - p[COLUMNS] * points[token])
+            total = _sum_codes(line, p[COLUMNS])
+        sums[token] = np.int32(total - p[COLUMNS] * points[token])
         arrange(line, p[PADDED], p[X_CODES] + token * p[X_BYTES], planes, run, size)
-        token = next_number(p[COUNTER])
+        token = next_number(p[X_COUNTER])
 
 
 @intrinsic
-def _finish(typingctx: Any, sums: Any, forms: Any, tokens: Any, out: Any, factor: Any, result: Any) -> Any:
-    """Make outputs of the sums of a tile.
+def _multiply_outputs(
+    typingctx: Any,
+    tile: Any,
+    rows: Any,
+    sums: Any,
+    counts: Any,
+    forms: Any,
+    tokens: Any,
+    out: Any,
+    bits: Any,
+    side: Any,
+    factor: Any,
+    result: Any,
+) -> Any:
+    """Add the last products of a tile and some tokens to their sums, and make outputs of them.
 
     Parameters
     ----------
-    sums : int64
-        Address of int32 (tokens, lanes of a tile).
+    tile, rows, counts, bits, side
+        See `multiply_sums`.
+    sums : (int64, int64, int64)
+        Address of the sums to begin with, bytes from one token to the next, and address of room for sums, int32
+        (tokens, lanes of a tile).
     forms : (int64, int64)
         Address of the first row's numbers, and bytes from one kind of number to the next (see `RowForms`).
-    tokens : (int64, int64, int64, int64)
-        How many, and addresses of their sums, zero points and scales.
+    tokens : (int64, int64, int64)
+        Addresses of their sums, zero points and scales.
     out : (int64, int64)
         Address of the first token's outputs for these rows, whole vectors, and bytes from one token to the next.
     factor, result : pointers
@@ -126,36 +166,57 @@ def _finish(typingctx: Any, sums: Any, forms: Any, tokens: Any, out: Any, factor
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
-        lanes, width = emitter.target.lanes, emitter.target.width
-        whole, real = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
-        doubled, floating = length(signature.args[4]) == 2, length(signature.args[5]) == FLOATS
-        at, step = (builder.extract_value(args[1], i) for i in (0, 1))
-        count, *items = (builder.extract_value(args[2], i) for i in range(4))
-        form_at = [emitter.add(at, emitter.mul(step, kind)) for kind in range(5)]
-
-        def body(token: Any, values: list[Any]) -> list[Any]:
-            place = emitter.mul(token, 4)
-            kinds = (I32, I32, F32) if floating else (I32, I32)
-            own = [emitter.splat(emitter.load(emitter.add(items[i], place), kind)) for i, kind in enumerate(kinds)]
-            source = emitter.add(args[0], emitter.mul(token, tile_rows(emitter.target) * 4))
-            to = emitter.add(builder.extract_value(args[3], 0), emitter.mul(token, builder.extract_value(args[3], 1)))
-            for v in range(tile_shape(emitter.target)[0]):
-                form = [emitter.load(form_at[i], whole if i < 3 else real, v * width) for i in range(5)]
-                total = emitter.load(source, whole, v * width)
-                total = builder.add(total, total) if doubled else total
-                for i in (0, 1):
-                    total = builder.add(total, builder.mul(form[i], own[i]))
-                total = builder.add(total, form[2])
-                if floating:
-                    scaled = builder.fmul(emitter.to_float(total), builder.fmul(own[2], form[3]))
-                    total = builder.fadd(scaled, form[4])
-                emitter.store(total, to, v * width)
-            return values
-
-        emitter.loop(count, 1, [], body)
+        parts = [cgutils.unpack_tuple(builder, args[i]) for i in range(1, 7)]
+        variant, ending = ([length(kind) for kind in signature.args[first : first + 2]] for first in (7, 9))
+        before, step, kept = parts[1]
+        outputs = _Outputs(emitter, kept, (before, step))
+        outputs.prepare(*parts[3:], doubled=ending[0] == 2, floating=ending[1] == FLOATS)
+        emit_products(emitter, (variant[0], variant[1]), args[0], [parts[0], parts[2]], outputs)
         return context.get_dummy_value()
 
-    return types.void(sums, forms, tokens, out, factor, result), emit
+    counted = (bits, side, factor, result)
+    return types.void(tile, rows, sums, counts, forms, tokens, out, *counted), emit
+
+
+class _Outputs(TileSums):
+    """Sums that become outputs; see `_multiply_outputs`."""
+
+    def prepare(self, forms: list[Any], tokens: list[Any], out: list[Any], *, doubled: bool, floating: bool) -> None:
+        """Set what `end` needs."""
+        emitter = self.emitter
+        self._forms = [emitter.add(forms[0], emitter.mul(forms[1], kind)) for kind in range(5)]
+        self._tokens, self._out = tokens, out
+        self._doubled, self._floating = doubled, floating
+
+    def end(self, rows: list[Any], values: list[Any]) -> None:
+        """Make outputs of whole sums."""
+        emitter, builder = self.emitter, self.emitter.builder
+        real = ir.VectorType(F32, self.lanes)
+        kinds = [self.kind] * 3 + ([real] * 2 if self._floating else [])
+        # All is loaded before anything is stored: LLVM cannot know that a store changes none of them.
+        forms = [
+            [emitter.load(at, kind, v * self.width) for at, kind in zip(self._forms, kinds, strict=False)]
+            for v in range(self.vectors)
+        ]
+        results = []
+        for i, row in enumerate(rows):
+            place = emitter.mul(row, 4)
+            kinds = [I32, I32, F32] if self._floating else [I32, I32]
+            items = zip(self._tokens, kinds, strict=False)
+            own = [emitter.splat(emitter.load(emitter.add(at, place), kind)) for at, kind in items]
+            for form, total in zip(forms, values[i * self.vectors : (i + 1) * self.vectors], strict=True):
+                whole = builder.add(total, total) if self._doubled else total
+                for k in (0, 1):
+                    whole = builder.add(whole, builder.mul(form[k], own[k]))
+                whole = builder.add(whole, form[2])
+                if self._floating:
+                    scaled = builder.fmul(emitter.to_float(whole), builder.fmul(own[2], form[3]))
+                    whole = builder.fadd(scaled, form[4])
+                results.append(whole)
+        for i, row in enumerate(rows):
+            to = emitter.add(self._out[0], emitter.mul(row, self._out[1]))
+            for v in range(self.vectors):
+                emitter.store(results[i * self.vectors + v], to, v * self.width)
 
 
 @intrinsic
@@ -167,32 +228,72 @@ def _constants(typingctx: Any, bits: Any) -> Any:
 
 
 @jit
+def _rows_of(p: Any, first: int, count: int, scratch: int, bits: Any) -> tuple[int, int]:
+    """Where whole chunks of the rows of a tile can be read, and bytes from one row to the next."""
+    start, step = p[PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
+    if count == _constants(bits)[0] and first + count <= p[SAFE_ROWS]:
+        return start, step
+    for r in range(count):
+        copy_bytes(scratch + p[COPIES] + r * p[COPY_BYTES], start + r * step, p[ROW_BYTES])
+    return scratch + p[COPIES], p[COPY_BYTES]
+
+
+@jit
 def _multiply_rows(p: Any, rows: tuple[int, int], scratch: int, variant: tuple[Any, Any, Any, Any]) -> None:
     """Multiply one tile of `rows`, (first, how many), by all tokens."""
     first, count = rows
     bits, side, factor, result = variant
     n_rows, codes, chunk, size = _constants(bits)
-    start, step = p[PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
-    if count < n_rows or first + n_rows > p[SAFE_ROWS]:
-        for r in range(count):
-            copy_bytes(scratch + p[COPIES] + r * p[COPY_BYTES], start + r * step, p[ROW_BYTES])
-        start, step = scratch + p[COPIES], p[COPY_BYTES]
-    sums, tile = scratch + p[SUMS], scratch + p[TILE]
-    clear_bytes(sums, 4 * n_rows * p[TOKENS])
-    for column in range(0, p[PADDED], BLOCK):
-        columns = min(BLOCK, p[PADDED] - column)
-        unpack_tile((start + column // codes * chunk, step), columns // codes, tile, bits)
-        x = p[X_CODES] + size * column, p[X_BYTES]
-        multiply_sums(tile, x, sums, (columns * size // 4, p[TOKENS]), bits, side)
-    tokens = p[TOKENS], p[X_SUMS], p[X_POINTS], p[X_SCALES]
-    forms = p[ROW_FORMS] + 4 * first, p[FORM_BYTES]
-    if count == n_rows:
-        _finish(sums, forms, tokens, (p[OUT] + 4 * first, 4 * p[ROWS]), factor, result)
-        return
-    # Of a ragged tile results replace the sums first.
-    _finish(sums, forms, tokens, (sums, 4 * n_rows), factor, result)
-    for token in range(p[TOKENS]):
-        copy_bytes(p[OUT] + 4 * (token * p[ROWS] + first), sums + 4 * n_rows * token, 4 * count)
+    start, step = (0, 0) if p[TILES] else _rows_of(p, first, count, scratch, bits)
+    tile = scratch + p[TILE]
+    # A line of zeros, then sums: only rows longer than a block need them cleared.
+    line, sums = scratch + p[SUMS], scratch + p[SUMS] + 4 * n_rows
+    clear_bytes(line, 4 * n_rows)
+    block = TILE_BYTES // size
+    before, last = (line, 0), (p[PADDED] - 1) // block * block
+    if last:
+        clear_bytes(sums, 4 * n_rows * p[TOKENS])
+        before = sums, 4 * n_rows
+    for column in range(0, last + 1, block):
+        columns = min(block, p[PADDED] - column)
+        if p[TILES]:
+            tile = p[TILES] + (first * p[PADDED] + n_rows * column) * size
+        else:
+            unpack_tile((start + column // codes * chunk, step), columns // codes, tile, bits)
+        x, counts = (p[X_CODES] + size * column, p[X_BYTES]), (columns * size // 4, p[TOKENS])
+        if column < last:
+            multiply_sums(tile, x, sums, counts, bits, side)
+            continue
+        # Outputs of a ragged tile take the place of sums first.
+        out = (p[OUT] + 4 * first, 4 * p[ROWS]) if count == n_rows else (sums, 4 * n_rows)
+        forms, tokens = (p[ROW_FORMS] + 4 * first, p[FORM_BYTES]), (p[X_SUMS], p[X_POINTS], p[X_SCALES])
+        begin = before[0], before[1], sums
+        _multiply_outputs(tile, x, begin, counts, forms, tokens, out, bits, side, factor, result)
+    if count < n_rows:
+        for token in range(p[TOKENS]):
+            copy_bytes(p[OUT] + 4 * (token * p[ROWS] + first), sums + 4 * n_rows * token, 4 * count)
+
+
+def unpack_tiles(p: Any, number: int, bits: Any) -> None:
+    """Unpack all tiles of a weight, to be kept, as long as there are any: a worker (see `llmq_kernels.workers`).
+
+    Parameters
+    ----------
+    p : pointer to int64
+        See `llmq_kernels.integer_places`; `TILES` is room for whole tiles, `padded` columns each.
+    number : int
+        Of this worker.
+    bits : pointer
+        Its length is the width of a code.
+    """
+    scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
+    n_rows, codes, _chunk, size = _constants(bits)
+    taken = next_number(p[COUNTER])
+    while taken * n_rows < p[ROWS]:
+        first = taken * n_rows
+        rows = _rows_of(p, first, min(n_rows, p[ROWS] - first), scratch, bits)
+        unpack_tile(rows, p[PADDED] // codes, p[TILES] + first * p[PADDED] * size, bits)
+        taken = next_number(p[COUNTER])
 
 
 def multiply_integers(p: Any, number: int, bits: Any, side: Any, factor: Any, result: Any) -> None:
@@ -205,7 +306,7 @@ def multiply_integers(p: Any, number: int, bits: Any, side: Any, factor: Any, re
     number : int
         Of this worker.
     bits, side, factor, result : pointers
-        See `multiply_sums` and `_finish`; `side` is `TILE_IS_CODES`.
+        See `_multiply_outputs`; `side` is `TILE_IS_CODES`.
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
     n_rows = _constants(bits)[0]

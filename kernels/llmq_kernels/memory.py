@@ -27,6 +27,7 @@ __all__ = [
     "matrix_at",
     "next_number",
     "octets",
+    "pointer_address",
     "prefetch",
     "shorts",
     "signed_octets",
@@ -49,6 +50,16 @@ def address(typingctx: Any, array: Any) -> Any:
 def address_of(array: np.ndarray) -> int:
     """`address` for Python: five times as fast as `array.ctypes.data`."""
     return int(address(array))
+
+
+@intrinsic
+def pointer_address(typingctx: Any, pointer: Any) -> Any:
+    """Return where a pointer points to, as int64."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(pointer), emit
 
 
 @intrinsic

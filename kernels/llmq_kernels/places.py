@@ -59,9 +59,12 @@ TOTALS: Final = 23
 X_BYTES: Final = 24
 """Bytes of a token's codes."""
 
-WEIGHTS: Final = 25
+X_COUNTER: Final = 25
+"""Address of an int64 from which `encode_rows` takes numbers."""
+
+WEIGHTS: Final = 26
 """How many weights there are. Of each, from `JOBS` on:"""
-JOBS: Final = 26
+JOBS: Final = 27
 
 PACKED: Final = 0
 SCALE: Final = 1

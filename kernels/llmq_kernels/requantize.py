@@ -10,6 +10,8 @@ from llmq_kernels.doors import frozen, output_of, vector_of
 from llmq_kernels.jit import jit
 
 __all__ = [
+    "bias_codes",
+    "bias_codes_reference",
     "dequantize_outputs",
     "dequantize_outputs_reference",
     "fixed_point",
@@ -36,6 +38,70 @@ def dequantize_outputs_reference(
     exact = bias.dtype == np.int32
     total: np.ndarray = (sums + bias if exact else sums).astype(np.float32) * factor
     return total if exact else total + bias
+
+
+def bias_codes_reference(
+    bias: np.ndarray, x_scale: Any, w_scale: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Specify `bias_codes` in plain NumPy, in float64.
+
+    Examples
+    --------
+    >>> bias, w_scale = np.array([1.0, -70.0], np.float32), np.array([0.5, 0.25], np.float32)
+    >>> codes, rest = bias_codes_reference(bias, np.float32(0.5), w_scale, 512.0)
+    >>> codes.tolist(), rest.tolist()
+    ([[4, -512]], [[0.0, -6.0]])
+    """
+    scales = np.asarray(x_scale, np.float64).reshape(-1, 1) * w_scale.astype(np.float64)
+    whole = np.rint(bias / scales)
+    codes = np.clip(whole, -limit, limit)
+    rest = np.where(whole == codes, 0.0, bias - codes * scales)
+    return codes.astype(np.int32), rest.astype(np.float32)
+
+
+@jit
+def _bias_codes(
+    bias: np.ndarray, scales: tuple[np.ndarray, np.ndarray], limit: float, codes: np.ndarray, rest: np.ndarray
+) -> None:
+    x_scale, w_scale = scales
+    for token in range(codes.shape[0]):
+        for row in range(codes.shape[1]):
+            scale = np.float64(x_scale[token]) * np.float64(w_scale[row])
+            whole = np.rint(np.float64(bias[row]) / scale)
+            code = min(max(whole, -limit), limit)
+            codes[token, row] = np.int32(code)
+            rest[token, row] = np.float32(0.0 if whole == code else bias[row] - code * scale)
+
+
+def bias_codes(bias: np.ndarray, x_scale: Any, w_scale: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Round a bias to the steps of sums, ``rint(bias / (x_scale * w_scale))``.
+
+    Parameters
+    ----------
+    bias : float32 (rows,)
+    x_scale : float32, or float32 (n,)
+    w_scale : float32 (rows,)
+    limit : float
+        Largest magnitude of a code, at most 2**31 - 1.
+
+    Returns
+    -------
+    codes : int32 (n, rows)
+        `n` is 1 where there is one scale.
+    rest : float32 (n, rows)
+        What codes beyond the limit would have stood for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that do not fit each other.
+    """
+    n, rows = np.size(x_scale), bias.size
+    shape = n, rows
+    codes, rest = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    scales = vector_of("x_scale", x_scale, n, np.float32), vector_of("w_scale", w_scale, rows, np.float32)
+    _bias_codes(vector_of("bias", bias, rows, np.float32), scales, limit, codes, rest)
+    return codes, rest
 
 
 def fixed_point(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

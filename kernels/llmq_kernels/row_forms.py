@@ -69,13 +69,10 @@ class RowForms:
         forms: RowForms = kept["_forms"]
         return forms
 
-    def filled(self, w_scale: np.ndarray | None, bias: np.ndarray | None) -> np.ndarray:
-        """Return the numbers with scales and bias, float32 or int32 (rows,), of a layer."""
-        if w_scale is None and bias is None:
-            return self.numbers
+    def filled(self, w_scale: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """Return the numbers with scales, float32 (rows,), and bias, float32 or int32 (rows,), of a layer."""
         numbers = self.numbers.copy()
-        if w_scale is not None:
-            numbers[3, : w_scale.size] = w_scale.view(np.int32)
+        numbers[3, : w_scale.size] = w_scale.view(np.int32)
         if bias is not None:
             numbers[2 if bias.dtype == np.int32 else 4, : bias.size] = bias.view(np.int32)
         return numbers

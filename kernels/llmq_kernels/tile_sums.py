@@ -16,7 +16,7 @@ from llmq_kernels.prefill import tile_shape
 from llmq_kernels.simd import I32, Accumulator, Emitter, Target, intrinsic, target, tile_accumulator
 from llmq_kernels.workers import length
 
-__all__ = ["TILE_IS_CODES", "TILE_IS_INPUTS", "multiply_sums", "step_unit"]
+__all__ = ["TILE_IS_CODES", "TILE_IS_INPUTS", "TileSums", "emit_products", "multiply_sums", "step_unit"]
 
 TILE_IS_CODES: Final = 1
 """Of `multiply_sums`: the tile holds codes, and rows are inputs."""
@@ -53,20 +53,83 @@ def multiply_sums(typingctx: Any, tile: Any, rows: Any, sums: Any, counts: Any, 
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
-        (start, step), (steps, count) = ([builder.extract_value(args[i], j) for j in (0, 1)] for i in (1, 3))
-        side_by_side = tile_shape(emitter.target)[1]
-        whole = builder.mul(builder.sdiv(count, emitter.number(side_by_side)), emitter.number(side_by_side))
-        for first, last, at_a_time in ((emitter.number(0), whole, side_by_side), (whole, count, 1)):
-            kernel = _Kernel(emitter, (length(signature.args[4]), length(signature.args[5])), at_a_time)
-
-            def body(i: Any, values: list[Any], first: Any = first, kernel: Any = kernel) -> list[Any]:
-                kernel.emit(args[0], (start, step), args[2], (emitter.add(first, i), steps))
-                return values
-
-            emitter.loop(builder.sub(last, first), at_a_time, [], body)
+        pairs = [[builder.extract_value(args[i], j) for j in (0, 1)] for i in (1, 3)]
+        variant = length(signature.args[4]), length(signature.args[5])
+        emit_products(emitter, variant, args[0], pairs, TileSums(emitter, args[2]))
         return context.get_dummy_value()
 
     return types.void(tile, rows, sums, counts, bits, side), emit
+
+
+def emit_products(
+    emitter: Emitter, variant: tuple[int, int], tile: Any, operands: list[list[Any]], sums: TileSums
+) -> None:
+    """Emit what `multiply_sums` does, with sums that begin and end as `sums` has it.
+
+    Parameters
+    ----------
+    emitter : Emitter
+    variant : (int, int)
+        Width of a code, and `TILE_IS_CODES` or `TILE_IS_INPUTS`.
+    tile : value
+        See `multiply_sums`.
+    operands : [[value, value], [value, value]]
+        Its `rows` and `counts`.
+    sums : TileSums
+    """
+    rows, (steps, count) = operands
+    side_by_side = tile_shape(emitter.target)[1]
+    whole = emitter.builder.mul(emitter.builder.sdiv(count, emitter.number(side_by_side)), emitter.number(side_by_side))
+    for first, last, at_a_time in ((emitter.number(0), whole, side_by_side), (whole, count, 1)):
+        kernel = _Kernel(emitter, variant, at_a_time)
+
+        def body(i: Any, values: list[Any], first: Any = first, kernel: Any = kernel) -> list[Any]:
+            kernel.emit(tile, rows, sums, (emitter.add(first, i), steps))
+            return values
+
+        emitter.loop(emitter.builder.sub(last, first), at_a_time, [], body)
+
+
+class TileSums:
+    """Sums in memory, int32 (rows, lanes of a tile), that are added to.
+
+    Parameters
+    ----------
+    emitter : Emitter
+    kept : value
+        Address of the sums.
+    before : (value, value), optional
+        Address of the sums to begin with, and bytes from one row to the next, which may be 0; otherwise `kept`.
+    """
+
+    def __init__(self, emitter: Emitter, kept: Any, before: tuple[Any, Any] | None = None) -> None:
+        self.emitter = emitter
+        self.lanes, self.width = emitter.target.lanes, emitter.target.width
+        self.vectors = tile_shape(emitter.target)[0]
+        self.kind = ir.VectorType(I32, self.lanes)
+        self._kept = kept
+        self._before = before or (kept, emitter.number(self.vectors * self.width))
+
+    def begin(self, rows: list[Any]) -> list[Any]:
+        """Sums to begin with, of the rows of some numbers and of each vector."""
+        start, step = self._before
+        emitter = self.emitter
+        starts = [emitter.add(start, emitter.builder.mul(row, step)) for row in rows]
+        return [emitter.load(at, self.kind, v * self.width) for at in starts for v in range(self.vectors)]
+
+    def keep(self, rows: list[Any], values: list[Any]) -> None:
+        """Write sums to their places in memory."""
+        for (at, offset), value in zip(self.places(rows), values, strict=True):
+            self.emitter.store(value, at, offset)
+
+    def places(self, rows: list[Any]) -> list[tuple[Any, int]]:
+        """Addresses and offsets of sums in memory."""
+        starts = [self.emitter.add(self._kept, self.emitter.mul(row, self.vectors * self.width)) for row in rows]
+        return [(at, v * self.width) for at in starts for v in range(self.vectors)]
+
+    def end(self, rows: list[Any], values: list[Any]) -> None:
+        """Do with whole sums what is to be done."""
+        self.keep(rows, values)
 
 
 def step_unit(goal: Target, bits: int) -> int:
@@ -98,22 +161,23 @@ class _Kernel:
         self.vectors, self.rows = tile_shape(emitter.target)[0], rows
         self.burst = _burst(self.dot, emitter.target, bits)
 
-    def emit(self, tile: Any, rows: tuple[Any, Any], sums: Any, counts: tuple[Any, Any]) -> None:
+    def emit(self, tile: Any, rows: list[Any], sums: TileSums, counts: tuple[Any, Any]) -> None:
         """Emit the loop over steps for the rows from number ``counts[0]`` on."""
-        emitter, width = self.emitter, self.emitter.target.width
+        emitter = self.emitter
         number = [emitter.add(counts[0], r) for r in range(self.rows)]
         row_at = [emitter.add(rows[0], emitter.mul(n, rows[1])) for n in number]
-        sums_at = [emitter.add(sums, emitter.mul(n, self.vectors * width)) for n in number]
-        lanes = ir.VectorType(I32, emitter.target.lanes)
-        places = [(at, v * width) for at in sums_at for v in range(self.vectors)]
         if self.burst > _SHORT:
+            # Registers hold the sums of a burst alone.
+            places = sums.places(number)
+            sums.keep(number, sums.begin(number))
 
             def add_burst(start: Any, values: list[Any]) -> list[Any]:
                 for value, (at, offset) in zip(self._burst(tile, row_at, start), places, strict=True):
-                    emitter.store(emitter.builder.add(emitter.load(at, lanes, offset), value), at, offset)
+                    emitter.store(emitter.builder.add(emitter.load(at, sums.kind, offset), value), at, offset)
                 return values
 
             emitter.loop(counts[1], self.burst, [], add_burst)
+            sums.end(number, [emitter.load(at, sums.kind, offset) for at, offset in places])
             return
 
         def run(start: Any, totals: list[Any]) -> list[Any]:
@@ -125,9 +189,7 @@ class _Kernel:
                 totals = [emitter.builder.add(total, value) for total, value in zip(totals, settled, strict=True)]
             return totals
 
-        totals = emitter.loop(counts[1], _STEPS, [ir.Constant(lanes, None)] * len(places), run)
-        for value, (at, offset) in zip(totals, places, strict=True):
-            emitter.store(emitter.builder.add(emitter.load(at, lanes, offset), value), at, offset)
+        sums.end(number, emitter.loop(counts[1], _STEPS, sums.begin(number), run))
 
     def _burst(self, tile: Any, row_at: list[Any], start: Any) -> list[Any]:
         """Sums of a whole burst, int32."""

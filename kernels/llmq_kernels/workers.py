@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numba.core.ccallback
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from llmq_kernels.crew import launch
+from llmq_kernels.crew import in_turn, launch
 from llmq_kernels.jit import cached, compiling, fork_waits_for
 from llmq_kernels.simd import I64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["constants", "launch", "length", "worker_address"]
+__all__ = ["Turns", "constants", "launch", "length", "worker_address"]
 
 Pointer: Final = types.CPointer(types.int64)
 
@@ -91,3 +92,22 @@ def _compile(function: Callable[..., None], lengths: tuple[int, ...]) -> _Worker
     cached(worker, function)
     worker.compile()
     return worker
+
+
+class Turns:
+    """Runs two workers one after the other in one go of the threads: the second when the first is done.
+
+    Parameters
+    ----------
+    parameters : int
+        Address of int64, what both read.
+    """
+
+    def __init__(self, parameters: int) -> None:
+        self._addresses = np.array([0, 0, parameters, 0], np.int64)
+        self._place = self._addresses.ctypes.data
+
+    def launch(self, first: int, second: int, workers: int) -> None:
+        """Run the workers at two addresses on this thread and on up to `workers - 1` others; see `launch`."""
+        self._addresses[0], self._addresses[1] = first, second
+        launch(worker_address(in_turn), self._place, workers)

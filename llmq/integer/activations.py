@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmq.observers.parameters import scale_and_zero_point
-from llmq_kernels.inputs import input_parameters, quantize_inputs, quantize_inputs_reference
+from llmq_kernels.inputs import quantize_inputs, quantize_inputs_reference
+from llmq_kernels.integer_layers import InputGrid
 
 if TYPE_CHECKING:
     from llmq.spec import QuantSpec
@@ -138,17 +140,17 @@ class ActivationGrid:
         ValueError
             Values that are not finite, of which no range is found at run time.
         """
-        scale, zero_point = self.parameters(x)
-        codes = quantize_inputs(x, scale, zero_point, bits=self.spec.bits)
-        return Quantized(codes, scale, zero_point, self.spec.bits)
+        grid = self.input_grid(x)
+        codes = quantize_inputs(x, grid.scale, grid.zero_point, bits=grid.bits)
+        return Quantized(codes, grid.scale, grid.zero_point, grid.bits)
 
     def encode_reference(self, x: np.ndarray) -> Quantized:
         """Specify `encode`, of ranges that are found alike, in plain NumPy."""
-        scale, zero_point = self.parameters(x)
-        codes = quantize_inputs_reference(x, scale, zero_point, self.spec.bits)
-        return Quantized(codes, scale, zero_point, self.spec.bits)
+        grid = self.input_grid(x)
+        codes = quantize_inputs_reference(x, grid.scale, grid.zero_point, grid.bits)
+        return Quantized(codes, grid.scale, grid.zero_point, grid.bits)
 
-    def parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def input_grid(self, x: np.ndarray) -> InputGrid:
         """Scale and zero point for floats (n, ...): known beforehand, or found in them.
 
         Raises
@@ -156,11 +158,16 @@ class ActivationGrid:
         ValueError
             Values that are not finite, of which no range is found at run time.
         """
-        if self.scale is not None and self.zero_point is not None:
-            return self.scale, self.zero_point
+        if not self.spec.dynamic:
+            return self._static
         by_token = self.spec.strategy == "token"
-        scale, zero_point = input_parameters(x, self.spec.bits, symmetric=self.spec.symmetric, per_row=by_token)
-        return np.asarray(scale), np.asarray(zero_point)
+        return InputGrid.found(x, self.spec.bits, symmetric=self.spec.symmetric, per_row=by_token)
+
+    @cached_property
+    def _static(self) -> InputGrid:
+        assert self.scale is not None
+        assert self.zero_point is not None
+        return InputGrid(self.scale, self.zero_point, self.spec.bits)
 
     def expects(self, x: Quantized) -> None:
         """Check that integers which come in are those the layer was made for; ValueError if they are not."""

@@ -73,6 +73,8 @@ class Linear(ProductLayer):
     def _run(self, x: np.ndarray | Quantized, *, reference: bool) -> np.ndarray | Quantized:
         if not x.shape or x.shape[-1] != self.weight.columns:
             raise ValueError(f"x must have shape (..., {self.weight.columns}), not {x.shape}")
+        if len(x.shape) == 2:
+            return super()._run(x, reference=reference)
         before = x.shape[:-1]
         flat = x.with_codes(x.codes.reshape(-1, x.shape[-1])) if isinstance(x, Quantized) else _rows_of(x)
         y = super()._run(flat, reference=reference)

@@ -14,6 +14,7 @@ from llmq.integer.weights import LayerWeight, quantize_weight
 from llmq.spec import QuantScheme
 from llmq_kernels.integer_layers import InputGrid, RowScales
 from llmq_kernels.requantize import (
+    bias_codes,
     dequantize_outputs,
     dequantize_outputs_reference,
     fixed_point,
@@ -169,7 +170,7 @@ class ProductLayer(ABC):
             return result
         return np.asarray(result + rest.reshape(rest.shape + (1,) * (sums.ndim - 2)))
 
-    @property
+    @cached_property
     def _at_once(self) -> bool:
         """Whether floats become floats with the same numbers for all tokens, which kernels do in one go."""
         assert self.grids.input is not None
@@ -177,12 +178,15 @@ class ProductLayer(ABC):
         return self.grids.output is None and len(self.weight.parts) == 1 and not own_bias
 
     def _run_at_once(self, x: np.ndarray, grid: ActivationGrid) -> np.ndarray:
-        scale, zero_point = grid.parameters(x)
-        inputs, row_scale = InputGrid(scale, zero_point, grid.spec.bits), self.weight.scale[:, 0]
+        inputs = grid.input_grid(x)
         if self.bias is None:
-            return self._layer(x, inputs, RowScales(row_scale))
-        codes, rest = self._bias_codes(scale) if grid.scale is None else self.static_bias
-        result = self._layer(x, inputs, RowScales(row_scale, codes[0]))
+            return self._layer(x, inputs, self._row_scales)
+        if grid.scale is None:
+            codes, rest = self._bias_codes(inputs.scale)
+            scales = RowScales(self.weight.scale[:, 0], codes[0])
+        else:
+            (_, rest), scales = self.static_bias, self._row_scales
+        result = self._layer(x, inputs, scales)
         return result + _along(rest[0], result.ndim) if rest.any() else result
 
     def _finished(
@@ -227,6 +231,12 @@ class ProductLayer(ABC):
         return np.asarray(total if self.bias is None else total + _along(self.bias, total.ndim))
 
     @cached_property
+    def _row_scales(self) -> RowScales:
+        """Scales of the rows, and the bias of static inputs: what stays the same from call to call."""
+        static = self.bias is not None and self.grids.input is not None and self.grids.input.scale is not None
+        return RowScales(self.weight.scale[:, 0], self.static_bias[0][0] if static else None)
+
+    @cached_property
     def static_bias(self) -> tuple[np.ndarray, np.ndarray]:
         """Bias of static inputs as int32, and what does not hold in its bits as float32: (1, rows)."""
         assert self.grids.input is not None
@@ -236,11 +246,7 @@ class ProductLayer(ABC):
     def _bias_codes(self, x_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bias as int32, and what does not hold in its bits as float32: (1, rows), or (n, rows) for scales by token."""
         assert self.bias is not None
-        scales = np.asarray(x_scale, np.float64).reshape(-1, 1) * self.weight.scale[:, 0].astype(np.float64)
-        whole = np.rint(self.bias / scales)
-        codes = np.clip(whole, -BIAS_LIMIT, BIAS_LIMIT)
-        rest = np.where(whole == codes, 0.0, self.bias - codes * scales)
-        return codes.astype(np.int32), rest.astype(np.float32)
+        return bias_codes(self.bias, x_scale, self.weight.scale[:, 0], BIAS_LIMIT)
 
 
 def quantized_parts(
@@ -291,7 +297,8 @@ def _least_weight_scale(bias: np.ndarray | None, grids: Grids, rows: int) -> np.
 
 
 def _floats(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x)
+    if x.dtype == np.float32 and x.flags.c_contiguous:
+        return x  # what nearly every call comes to
     if x.dtype.kind != "f":
         raise TypeError(f"x must be float32, not {x.dtype}")
     return np.ascontiguousarray(x, np.float32)

@@ -104,12 +104,12 @@ class LayerWeight:
         half = np.float32(2.0 if spec.bits == 1 and spec.symmetric else 1.0)
         return cls(_parts(grouped, zero_point, spec.bits), np.ascontiguousarray(scale / half), codes.shape, spec)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Output features or filters."""
         return self.parts[0].rows
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """Products that make up an output."""
         return sum(part.columns for part in self.parts)

@@ -76,7 +76,7 @@ def encoded(x, group, planes, factor, size=1):
     p[places.TOKENS], p[places.COLUMNS], p[places.GROUP], p[places.PADDED] = tokens, columns, group, padded
     p[places.STRIDE], p[places.SCRATCH_BYTES], p[places.X_BYTES] = stride, padded, codes.strides[0]
     arrays = {
-        places.COUNTER: counter,
+        places.X_COUNTER: counter,
         places.ZERO_FORM: form,
         places.X: x,
         places.X_CODES: codes,

@@ -22,6 +22,15 @@ def test_equals_the_reference(name, bits):
         np.testing.assert_array_equal(found, integer_convolve_reference(x, weight, geometry, points))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_filters_of_several_blocks(bits):
+    rng = np.random.default_rng(bits)
+    weight = weight_of(rng, Convolution((3, 3)), 300, 21, bits, False)
+    x = rng.integers(-128, 128, (2, 300, 6, 9), np.int8)
+    found = integer_convolve(x, weight, Convolution((3, 3)), x_zero_point=-7)
+    np.testing.assert_array_equal(found, integer_convolve_reference(x, weight, Convolution((3, 3)), -7))
+
+
 @settings(max_examples=100)
 @given(data=st.data(), bits=st.sampled_from([2, 4, 7, 8]), seed=st.integers(0, 2**32 - 1))
 def test_odd_geometries(data, bits, seed):

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import drawn
 
+from llmq_kernels import integer_product
 from llmq_kernels.integer import integer_matmul, integer_matmul_reference
 from llmq_kernels.integer_weight import IntegerWeight
 from llmq_kernels.pack import pack
@@ -29,6 +30,23 @@ def test_equals_the_reference(tokens, rows, columns, bits, symmetric, each, seed
     found = integer_matmul(x, weight, x_zero_point=points)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, integer_matmul_reference(x, weight, points))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_of_several_blocks_and_tokens_in_parts(monkeypatch, bits, kept):
+    monkeypatch.setattr(integer_product, "_KEPT_TILES", 1 << 20 if kept else -1)
+    monkeypatch.setattr(integer_product, "_PRODUCTS", 0)
+    monkeypatch.setattr(integer_product, "_FEWEST", 11)
+    rng = np.random.default_rng(bits)
+    for rows, columns in ((37, 2600), (16, 1024), (1, 1025)):
+        weight = drawn(rng, rows, columns, bits, False)
+        x = rng.integers(-128, 128, (25, columns), np.int8)
+        points = rng.integers(-128, 128, 25, np.int32)
+        for _ in range(2):
+            found = integer_matmul(x, weight, x_zero_point=points)
+            np.testing.assert_array_equal(found, integer_matmul_reference(x, weight, points))
+        assert ("_tiles" in vars(weight)) == kept
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmq_kernels.requantize import (
+    bias_codes,
+    bias_codes_reference,
     dequantize_outputs,
     dequantize_outputs_reference,
     fixed_point,
@@ -44,6 +46,21 @@ def test_codes_equal_the_reference(shape, biased, seed):
     found = requantize(sums, multiplier, shift, **others)
     assert found.dtype == np.int8
     np.testing.assert_array_equal(found, requantize_reference(sums, multiplier, shift, **others))
+
+
+@given(rows=st.integers(0, 40), n=st.sampled_from([None, 1, 3]), seed=st.integers(0, 2**32 - 1))
+def test_bias_codes_equal_the_reference(rows, n, seed):
+    rng = np.random.default_rng(seed)
+    bias = (rng.standard_normal(rows) * 10.0 ** rng.uniform(-3, 12, rows)).astype(np.float32)
+    x_scale = rng.uniform(1e-6, 2, () if n is None else n).astype(np.float32)
+    w_scale = rng.uniform(1e-6, 2, rows).astype(np.float32)
+    for found, expected in zip(
+        bias_codes(bias, x_scale, w_scale, 2.0**30),
+        bias_codes_reference(bias, x_scale, w_scale, 2.0**30),
+        strict=True,
+    ):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_halves_go_to_even():

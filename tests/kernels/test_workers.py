@@ -7,7 +7,7 @@ import pytest
 from llmq_kernels import crew, jit
 from llmq_kernels.activations import encode_rows
 from llmq_kernels.memory import next_number
-from llmq_kernels.workers import launch, worker_address
+from llmq_kernels.workers import Turns, launch, worker_address
 
 COUNTER, WORK, STARTED, DONE = range(4)
 """Address of the counter, how many pieces of work there are, who has begun, and from here on who did each piece."""
@@ -49,6 +49,40 @@ def test_every_piece_is_done_once(workers):
             assert p[STARTED] & 1
             # Each worker that ran took one number in vain.
             assert work + 1 <= counter[0] <= work + workers
+
+
+def prepare(p, number):
+    """Do pieces of work slowly, one at a time."""
+    piece = next_number(p[COUNTER])
+    while piece < p[WORK]:
+        for _ in range(1000):
+            p[STARTED] = piece
+        p[DONE + piece] += 1
+        piece = next_number(p[COUNTER])
+
+
+def check(p, number):
+    """Count the pieces that are done, once for each worker."""
+    done = 0
+    for piece in range(p[WORK]):
+        done += p[DONE + piece]
+    p[DONE + p[WORK] + number] = done + 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_the_second_worker_begins_when_the_first_is_done(workers):
+    first, second = worker_address(prepare), worker_address(check)
+    for work in (0, 1, 2, 40):
+        counter, p = np.zeros(1, np.int64), np.zeros(DONE + work + workers, np.int64)
+        p[COUNTER], p[WORK] = counter.ctypes.data, work
+        turns = Turns(p.ctypes.data)
+        for _ in range(50):
+            counter[0], p[DONE:] = 0, 0
+            turns.launch(first, second, workers)
+            assert (p[DONE : DONE + work] == 1).all()
+            found = p[DONE + work :]
+            assert found[0] == work + 1
+            assert np.isin(found, [0, work + 1]).all()
 
 
 def test_one_worker_runs_on_the_calling_thread():
