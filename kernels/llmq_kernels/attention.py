@@ -26,8 +26,11 @@ _carray = _numba.carray
 _FEW: Final = 4
 """Tokens up to which the context is split: more of them make tasks enough by themselves."""
 
-_SPLIT: Final = 256
-"""Positions of a task for few tokens."""
+_SPLITS: Final = (256, 1024)
+"""Positions of a task for few tokens, at least and at most: each begins to read memory anew, which takes a while."""
+
+_TASKS: Final = 64
+"""Tasks for few tokens that are enough for any number of threads."""
 
 _TILE: Final = 64
 """Positions that a task for many tokens looks at in one go, widened to float32 in the first-level cache."""
@@ -72,7 +75,7 @@ def attention_reference(
 
 # What `attend` reads, by place in its parameters: addresses and shapes.
 _COUNTER: Final = 0
-_TASKS: Final = 1
+_COUNT: Final = 1
 _QUERIES: Final = 2
 """Their address, tokens, heads and elements of a head."""
 _CACHE: Final = 6
@@ -109,7 +112,7 @@ def attend(p: Any, number: int, kind: Any) -> None:
     work = _carray(floats(p[_WORK] + 4 * number * rows * size), (rows, size))
     lines = _carray(floats(p[_LINES]), (p[_LINES + 1], p[_LINES + 2], p[_LINES + 3], p[_LINES + 4]))
     task = next_number(p[_COUNTER])
-    while task < p[_TASKS]:
+    while task < p[_COUNT]:
         run_task(task, queries, cache, plan, work, lines)
         task = next_number(p[_COUNTER])
 
@@ -167,7 +170,7 @@ def _attend(
     start, window = place
     tokens, heads, head_dim = queries.shape
     group = heads // cache.keys.shape[0]
-    plan = _plan(tokens, group, start, window)
+    plan = _plan(tokens, (group, cache.keys.shape[0]), start, window)
     parallel = queries.size * min(plan.window, start + tokens) >= _PARALLEL
     workers = threads() if parallel else 1
     work = scratch.room("attention work", (workers, plan.block * group, line_size(plan, cache.keys.shape[2])))
@@ -195,14 +198,17 @@ def _run(
     launch(worker_address(attend, _KINDS[cache.keys.dtype.itemsize]), place, work.shape[0])
 
 
-def _plan(tokens: int, group: int, start: int, window: int | None) -> Plan:
-    """Divide a call of `tokens` tokens, whose keys `group` heads share each."""
+def _plan(tokens: int, heads: tuple[int, int], start: int, window: int | None) -> Plan:
+    """Divide a call of `tokens` tokens; `heads` are those that share keys, and heads of keys."""
     seen = window or start + tokens
     if tokens > _FEW:
-        return Plan(start, seen, min(max(1, _ROWS // group), tokens), 0, start + tokens, 1, _TILE)
-    low = max(0, start - seen + 1) // _SPLIT * _SPLIT
-    splits = -(-(start + tokens - low) // _SPLIT)
-    return Plan(start, seen, max(tokens, 1), low, _SPLIT, max(splits, 1), _SPLIT)
+        return Plan(start, seen, min(max(1, _ROWS // heads[0]), tokens), 0, start + tokens, 1, _TILE)
+    split, most = _SPLITS
+    while split < most and 2 * split * _TASKS <= heads[1] * min(seen, start + tokens):
+        split *= 2
+    low = max(0, start - seen + 1) // split * split
+    splits = -(-(start + tokens - low) // split)
+    return Plan(start, seen, max(tokens, 1), low, split, max(splits, 1), split)
 
 
 def _check(queries: np.ndarray, cache: KeyValues, start: int, window: int | None) -> None:

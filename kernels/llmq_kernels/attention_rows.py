@@ -2,7 +2,8 @@
 
 LLVM's own vectorizer reads caches of 8 bits at 0.6 of the speed of memory. So the loops over positions and elements are
 emitted as vector code, once for each type of element, which is widened as it is loaded, and each number of rows, which
-share what is loaded. A vector has 8 floats: one register of AVX2, two of NEON.
+share what is loaded. A vector of scores has 8 floats: one register of AVX2, two of NEON. One of elements may have
+16 where a register of AVX-512 holds them.
 
 They work on lines of scratch (`attention_tasks`). The first and the last take 8 products at a time: 1, 2 or 4 rows with
 8, 4 or 2 positions. Beyond the last position, that one is read again.
@@ -17,15 +18,18 @@ from numba import types
 from numba.core import cgutils
 
 from llmq_kernels import exponential
-from llmq_kernels.simd import intrinsic
+from llmq_kernels.simd import intrinsic, target
 
-__all__ = ["LANES", "add_values", "score", "weigh"]
+__all__ = ["LANES", "PADDED", "add_values", "score", "weigh"]
 
 LANES: Final = 8
-"""Floats of a vector: heads are padded to multiples of it."""
+"""Floats of a vector of scores."""
 
-_AHEAD: Final = 4096
-"""Bytes between what is read and what is fetched into the caches meanwhile."""
+PADDED: Final = 16
+"""Elements that heads are padded to multiples of: a vector of any instruction set."""
+
+_AHEAD: Final = 8192
+"""Bytes between what is read and what is fetched meanwhile into the second-level cache, for the first is too small."""
 
 _I32: Final = ir.IntType(32)
 _I64: Final = ir.IntType(64)
@@ -43,7 +47,7 @@ def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:
     lines : float32 (len(rows), width)
         From 0 the query, from `2 * head_dim` room for the scores: n rounded up to a multiple of 8.
     keys : float32, uint16 or int8 (n, head_dim)
-        `head_dim` is a multiple of 8; uint16 holds bfloat16.
+        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16.
     rows : tuple of int
         Its length, 1, 2 or 4, is the number of rows.
     """
@@ -59,7 +63,7 @@ def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:
     lines : float32 (len(rows), width)
         From `head_dim` the sum, from `2 * head_dim` the weights: n rounded up to a multiple of 8, the rest zeros.
     values : float32, uint16 or int8 (n, head_dim)
-        `head_dim` is a multiple of 8; uint16 holds bfloat16.
+        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16.
     rows : tuple of int
         Its length, 1 or 2, is the number of rows.
     """
@@ -75,13 +79,22 @@ def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: A
     line : float32 (width,)
         From `head_dim` the sum of values, from `2 * head_dim` the scores, in the end maximum and sum of weights.
     head_dim : int
-        A multiple of 8.
+        A multiple of `PADDED`.
     first, last : int
         Scores within `first <= i < last`, one at least, count; the others become zeros.
     count : int
         Scores, with room up to a multiple of 8.
     """
     return types.void(line, types.int64, types.int64, types.int64, types.int64), _emit_weigh
+
+
+def _vector(element: Any, rows: int) -> Any:
+    """LLVM type of the floats of a vector of elements.
+
+    One row with elements of 16 bits and more reads memory faster in small steps; otherwise large ones are quicker.
+    """
+    wide = target().width == 64 and (rows > 1 or element.bitwidth == 8)
+    return ir.VectorType(_FLOAT, 16 if wide else 8)
 
 
 class _Matrix:
@@ -99,22 +112,18 @@ class _Matrix:
         offset = self._builder.add(self._builder.mul(row, self.columns), column)
         return self._builder.gep(self._base, [offset])
 
-    def load(self, row: Any, column: Any) -> Any:
-        """Eight elements of a row as a vector of floats."""
-        return self.widen(self.at(row, column))
-
-    def widen(self, pointer: Any) -> Any:
-        """Eight elements as a vector of floats."""
+    def widen(self, pointer: Any, lanes: int) -> Any:
+        """Some elements as a vector of floats."""
         builder, element = self._builder, self._element
-        stored = ir.VectorType({types.float32: _FLOAT}.get(element, ir.IntType(element.bitwidth)), LANES)
+        stored = ir.VectorType({types.float32: _FLOAT}.get(element, ir.IntType(element.bitwidth)), lanes)
         raw = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=element.bitwidth // 8)
         if element == types.float32:
             return raw
-        wide = ir.VectorType(_I32, LANES)
+        wide, floats = ir.VectorType(_I32, lanes), ir.VectorType(_FLOAT, lanes)
         if element == types.uint16:
-            shift = ir.Constant(wide, [16] * LANES)
-            return builder.bitcast(builder.shl(builder.zext(raw, wide), shift), _VECTOR)
-        return builder.sitofp(builder.sext(raw, wide), _VECTOR)
+            shift = ir.Constant(wide, [16] * lanes)
+            return builder.bitcast(builder.shl(builder.zext(raw, wide), shift), floats)
+        return builder.sitofp(builder.sext(raw, wide), floats)
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -138,7 +147,7 @@ def _fetch(builder: Any, pointer: Any, element: Any, count: int) -> None:
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
     pointer = builder.bitcast(pointer, byte)
     for offset in range(0, count * element.bitwidth // 8, 64):
-        builder.call(prefetch, [builder.gep(pointer, [_I64(_AHEAD + offset)]), _I32(0), _I32(3), _I32(1)])
+        builder.call(prefetch, [builder.gep(pointer, [_I64(_AHEAD + offset)]), _I32(0), _I32(2), _I32(1)])
 
 
 def _steps(builder: Any, stop: Any, step: int) -> Any:
@@ -147,7 +156,11 @@ def _steps(builder: Any, stop: Any, step: int) -> Any:
 
 
 def _sums(builder: Any, vectors: list[Any]) -> Any:
-    """Sums of eight vectors, as a vector."""
+    """Sums of eight vectors, as a vector of eight."""
+    while vectors[0].type.count > LANES:
+        half = vectors[0].type.count // 2
+        parts = [[_lanes(builder, v, v, [i + first for i in range(half)]) for first in (0, half)] for v in vectors]
+        vectors = [builder.fadd(low, high) for low, high in parts]
     # Each round halves the number of vectors; the first two add neighbours, the last the halves that AVX keeps apart.
     for low, step in (
         ([0, 2, 8, 10, 4, 6, 12, 14], 1),
@@ -170,17 +183,18 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     keys = _Matrix(context, builder, signature.args[1], arguments[1])
     rows = len(signature.args[2])
     last = builder.sub(keys.rows, _I64(1))
-    room = [cgutils.alloca_once(builder, _VECTOR) for _ in range(LANES)]
+    elements = _vector(signature.args[1].dtype, rows)
+    room = [cgutils.alloca_once(builder, elements) for _ in range(LANES)]
     with _steps(builder, keys.rows, LANES // rows) as (first, _):
         starts = [keys.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
         for total in room:
-            builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
-        with _steps(builder, keys.columns, LANES) as (column, _):
+            builder.store(ir.Constant(elements, [0.0] * elements.count), total)
+        with _steps(builder, keys.columns, elements.count) as (column, _):
             behind = builder.mul(column, _I64(len(starts)))
-            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, LANES * len(starts))
-            queries = [lines.load(_I64(row), column) for row in range(rows)]
+            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, elements.count * len(starts))
+            queries = [lines.widen(lines.at(_I64(row), column), elements.count) for row in range(rows)]
             for i, start in enumerate(starts):
-                key = keys.widen(builder.gep(start, [column]))
+                key = keys.widen(builder.gep(start, [column]), elements.count)
                 for row, query in enumerate(queries):
                     total = room[row * len(starts) + i]
                     builder.store(_multiply_add(builder, query, key, builder.load(total)), total)
@@ -197,21 +211,22 @@ def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any)
     values = _Matrix(context, builder, signature.args[1], arguments[1])
     rows = len(signature.args[2])
     last = builder.sub(values.rows, _I64(1))
+    elements = _vector(signature.args[1].dtype, rows)
     with _steps(builder, values.rows, LANES // rows) as (first, _):
         starts = [values.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
         column = builder.add(builder.mul(values.columns, _I64(2)), first)
         columns = [builder.add(column, _I64(i)) for i in range(len(starts))]
         weights = [
-            [_spread(builder, builder.load(lines.at(_I64(row), column)), _VECTOR) for column in columns]
+            [_spread(builder, builder.load(lines.at(_I64(row), column)), elements) for column in columns]
             for row in range(rows)
         ]
-        with _steps(builder, values.columns, LANES) as (column, _):
+        with _steps(builder, values.columns, elements.count) as (column, _):
             behind = builder.mul(column, _I64(len(starts)))
-            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, LANES * len(starts))
-            found = [values.widen(builder.gep(start, [column])) for start in starts]
+            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, elements.count * len(starts))
+            found = [values.widen(builder.gep(start, [column]), elements.count) for start in starts]
             for row in range(rows):
                 place = lines.at(_I64(row), builder.add(values.columns, column))
-                place = builder.bitcast(place, _VECTOR.as_pointer())
+                place = builder.bitcast(place, elements.as_pointer())
                 total = builder.load(place, align=4)
                 for weight, value in zip(weights[row], found, strict=True):
                     total = _multiply_add(builder, weight, value, total)
@@ -222,7 +237,7 @@ def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any)
 def _spread(builder: Any, single: Any, kind: Any) -> Any:
     """A number in all lanes of a vector of a kind."""
     vector = builder.insert_element(ir.Constant(kind, ir.Undefined), single, _I32(0))
-    return _lanes(builder, vector, vector, [0] * LANES)
+    return _lanes(builder, vector, vector, [0] * kind.count)
 
 
 def _emit_weigh(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

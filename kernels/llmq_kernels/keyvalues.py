@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from llmq_kernels.attention_rows import LANES
+from llmq_kernels.attention_rows import PADDED
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
 
@@ -30,7 +30,7 @@ class KeyValues:
     head_dim : int
         Elements of a head.
     keys, values : float32, uint16 or int8 (kv_heads, capacity, width)
-        uint16 holds the bits of bfloat16; int8 holds codes. The width is `head_dim` rounded up to a multiple of 8, and
+        uint16 holds the bits of bfloat16; int8 holds codes. The width is `head_dim` rounded up to a multiple of 16, and
         what is beyond `head_dim` are zeros.
     key_scale, value_scale : float32 (kv_heads, capacity), or (kv_heads, 0) unless int8
         A number is its code times the scale of its head and position.
@@ -125,7 +125,7 @@ class KeyValues:
 
 
 def _padded(head_dim: int) -> int:
-    return -(-head_dim // LANES) * LANES
+    return -(-head_dim // PADDED) * PADDED
 
 
 def encode_rows_reference(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

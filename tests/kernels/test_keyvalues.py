@@ -34,7 +34,7 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="do not fit"):
         KeyValues(8, keys, values[:, :3].copy(), scale, scale)
     with pytest.raises(ValueError, match="do not fit"):
-        KeyValues(9, keys, values, scale, scale)
+        KeyValues(17, keys, values, scale, scale)
     with pytest.raises(ValueError, match="scales"):
         KeyValues(8, keys, values, scale, scale[:, :0].copy())
     with pytest.raises(TypeError):
