@@ -54,6 +54,8 @@ class GenerateSettings:
         Tokens in the cache, at most, when more are made.
     threads : tuple of int
     compute : {"int8", "float32"}
+    kv_bits : {32, 16, 8}, optional
+        Of an element of the cache; see `llmq.load`.
     runs : int
         Each figure is the median of so many.
     start : bool
@@ -64,6 +66,7 @@ class GenerateSettings:
     contexts: tuple[int, ...] = (64, 4096)
     threads: tuple[int, ...] = (1,)
     compute: Literal["int8", "float32"] = "int8"
+    kv_bits: int | None = None
     runs: int = 5
     start: bool = False
 
@@ -75,10 +78,13 @@ class Session:
     ----------
     model : str or Path
     compute : {"int8", "float32"}
+    kv_bits : {32, 16, 8}, optional
     """
 
-    def __init__(self, model: str | Path, compute: Literal["int8", "float32"] = "int8") -> None:
-        self.model: Model = load(model, compute=compute)
+    def __init__(
+        self, model: str | Path, compute: Literal["int8", "float32"] = "int8", kv_bits: int | None = None
+    ) -> None:
+        self.model: Model = load(model, compute=compute, kv_bits=kv_bits)
         # One for each context: a shorter one would cost what a longer one has read.
         self._caches: dict[int, KVCache] = {}
 
@@ -133,7 +139,7 @@ def bench_generate(model: str | Path, settings: GenerateSettings, progress: Prog
         The model cannot be loaded.
     """
     progress = progress or NullProgress()
-    session = Session(model, settings.compute)
+    session = Session(model, settings.compute, settings.kv_bits)
     prompts = _fitting("prompt", settings.prompts, session.model.context, least=1)
     contexts = _fitting("context", settings.contexts, session.model.context, least=_TOKENS + 2)
     if not prompts and not contexts:

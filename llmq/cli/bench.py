@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from llmq.cli.kernels import prepare_kernels
-from llmq.cli.options import compute_option, json_option, model_argument
+from llmq.cli.options import compute_option, json_option, kv_bits_option, model_argument
 from llmq.cli.output import print_json, print_table
 from llmq.cli.progress import show_progress
 from llmq.cli.sizes import SIZE, format_size
@@ -132,6 +132,7 @@ def _matmul(as_json: bool, **settings: Any) -> None:
 )
 @click.option("--start", is_flag=True, help="Start processes too, with kernels to compile and without.")
 @compute_option("int8")
+@kv_bits_option
 @_shared(runs=5)
 def _generate(model: str, as_json: bool, **settings: Any) -> None:
     """Time reading prompts, and making tokens at several contexts.

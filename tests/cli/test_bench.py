@@ -66,6 +66,18 @@ def test_generate_quantize_and_memory_as_json(call, tmp_path, write_pico):
         assert "threads" in shown.splitlines()[0]
 
 
+def test_generate_counts_the_bytes_of_a_narrower_cache(call, tmp_path, write_pico):
+    model = write_pico(tmp_path / "m")
+    read = {}
+    for bits in (16, 8):
+        flags = ("-p", 4, "--context", 16, "-r", 1, "-t", 1, "--kv-bits", bits, "--json")
+        found = json.loads(call("-q", "bench", "generate", model, *flags)[1])
+        assert found["settings"]["kv_bits"] == bits
+        row = found["rows"][-1]
+        read[bits] = row["bytes_per_second"] * row["seconds"]
+    assert read[8] < read[16]
+
+
 def test_quantize_uses_a_folder_that_is_there(call, tmp_path, write_pico):
     code, _, err = call("bench", "quantize", write_pico(tmp_path / "m"), "--folder", tmp_path / "no", "-r", 1)
     assert code == 3
