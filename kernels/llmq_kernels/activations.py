@@ -13,7 +13,7 @@ from llmq_kernels.chunks import ACTIVATION_ORDERS
 from llmq_kernels.doors import matrix_of
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import floats, next_number, octets
+from llmq_kernels.memory import floats, next_number, octets, words
 from llmq_kernels.places import (
     COLUMNS,
     GROUP,
@@ -96,11 +96,11 @@ def _encode(x: np.ndarray, scale: np.float32, codes: np.ndarray) -> np.int32:
 
 @intrinsic
 def _encode_group(typingctx: Any, x: Any, count: Any, codes: Any) -> Any:
-    """Quantize float32 at address `x` to int8 at address `codes`; return scale, and sum of what the codes stand for.
+    """Quantize float32 at address `x` to int8 at address `codes`; return scale and sum of the codes.
 
     `count` is a multiple of 8. The same as `_largest` and `_encode`, in vectors.
     """
-    signature = types.Tuple((types.float32, types.float32))(x, count, codes)
+    signature = types.Tuple((types.float32, types.int32))(x, count, codes)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, target())
@@ -141,8 +141,7 @@ def _emit_group(emitter: Emitter, x: Any, count: Any, codes: Any) -> tuple[Any, 
         return [builder.add(values[0], whole)]
 
     total = emitter.loop(count, 8, [ir.Constant(words, None)], encode)[0]
-    total = emitter.call("llvm.vector.reduce.add.v8i32", I32, total)
-    return scale, builder.fmul(scale, builder.sitofp(total, F32))
+    return scale, emitter.call("llvm.vector.reduce.add.v8i32", I32, total)
 
 
 @intrinsic
@@ -184,7 +183,8 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any, size: Any) -> None:
     """Quantize tokens for the microkernels, as long as there are any: a worker (see `llmq_kernels.workers`).
 
     Writes codes, int8 or int16 (tokens, padded), in plane order, zero beyond the columns; scales, float32 (tokens,
-    stride); and, in the same places, sums of the values that the codes of a group stand for.
+    stride); and, in the same places, sums of the values that the codes of a group stand for, or int32 of the codes
+    themselves (see `ZERO_FORM`).
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any, size: Any) -> None:
     line = p[SCRATCH] + number * p[SCRATCH_BYTES] + p[SPARE]
     for column in range(p[COLUMNS], p[PADDED]):
         octets(line)[column] = np.uint8(0)
-    factor = floats(p[ZERO_FORM])[2]
+    factor, whole = floats(p[ZERO_FORM])[2], floats(p[ZERO_FORM])[3] != np.float32(0.0)
     token = next_number(p[X_COUNTER])
     while token < p[TOKENS]:
         x = p[X] + 4 * token * p[COLUMNS]
@@ -207,7 +207,10 @@ def encode_rows(p: Any, number: int, planes: Any, run: Any, size: Any) -> None:
             start = group * p[GROUP]
             scale, total = _encode_group(x + 4 * start, p[GROUP], line + start)
             scales[group] = scale
-            sums[group] = total * factor
+            if whole:
+                words(p[X_SUMS] + token * p[STRIDE])[group] = np.int32(total * np.int32(factor))
+            else:
+                sums[group] = scale * np.float32(total) * factor
         arrange(line, p[PADDED], p[X_CODES] + token * p[X_BYTES], planes, run, size)
         token = next_number(p[X_COUNTER])
 

@@ -15,8 +15,8 @@ from llmq_kernels.jit import threads
 from llmq_kernels.layout import midpoint
 from llmq_kernels.memory import address_of
 from llmq_kernels.planes import planes_of
-from llmq_kernels.prefill import BLOCK, prefill_rows, tile_rows, tile_shape
-from llmq_kernels.scratch import aligned_zeros
+from llmq_kernels.prefill import BLOCK, prefill_rows, sums_are_whole, tile_rows, tile_shape
+from llmq_kernels.scratch import aligned_zeros, laid_out
 from llmq_kernels.simd import target
 from llmq_kernels.workers import Turns, worker_address
 
@@ -166,9 +166,11 @@ class _Plan:
         half = bundle.symmetric and bundle.bits == 1
         offset = target().offset(bundle.bits)
         factor = 1.0 if few or not bundle.symmetric else offset - midpoint(bundle.bits)
-        self._zero_form = np.array([0.5 if half else 1.0, offset, factor], np.float32)
+        whole = not few and sums_are_whole(bundle.bits, symmetric=bundle.symmetric)
+        self._zero_form = np.array([0.5 if half else 1.0, offset, factor, whole], np.float32)
         parts = _few_parts(bundle, tokens, stride) if few else _many_parts(bundle, padded_tokens, stride)
-        self._scratch = aligned_zeros((workers, -(-sum(parts.values()) // 64) * 64))
+        starts, size_of_scratch = laid_out(parts)
+        self._scratch = aligned_zeros((workers, size_of_scratch))
         values = {
             places.X_COUNTER: self.counters.ctypes.data,
             places.COUNTER: self.counters.ctypes.data + 8 * _FAR,
@@ -194,11 +196,7 @@ class _Plan:
         }
         self.parameters = np.zeros(places.JOBS + len(bundle.rows) * places.JOB_SIZE, np.int64)
         self.turns = Turns(self.parameters.ctypes.data)
-        place = 0
-        for name, part in parts.items():
-            values[name] = place
-            place += part
-        for name, value in values.items():
+        for name, value in (values | starts).items():
             if name >= 0:
                 self.parameters[name] = value
         planes = chunks_of(bundle.bits, target())[2] if few else planes_of(bundle.bits)
@@ -232,7 +230,7 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
         places.SPARE: max(stride, bundle.padded),
         places.COPIES: rows * bundle.reach,
         places.TILE: rows * BLOCK * target().operand(bundle.bits),
-        places.TOTALS: 4 * tokens * rows,
+        places.TOTALS: 4 * (tokens + 1) * rows,
     }
 
 

@@ -25,7 +25,7 @@ from llmq_kernels.memory import address, address_of, longs
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
 from llmq_kernels.prefill import tile_rows
 from llmq_kernels.row_forms import RowForms
-from llmq_kernels.scratch import aligned_zeros
+from llmq_kernels.scratch import aligned_zeros, laid_out
 from llmq_kernels.simd import target
 from llmq_kernels.tile_sums import TILE_IS_CODES
 from llmq_kernels.workers import Turns, launch, worker_address
@@ -153,8 +153,8 @@ class Plan:
     """
 
     def __init__(self, values: dict[int, int], shared: dict[int, int], own: dict[int, int]) -> None:
-        parts, self._scratch = _laid_out(own)
-        starts, self._begin = _laid_out(shared)
+        parts, self._scratch = laid_out(own)
+        starts, self._begin = laid_out(shared)
         starts[places.SCRATCH] = self._begin
         self._values, self._starts = np.zeros(places.SIZE, np.int64), np.zeros(places.SIZE, np.bool_)
         for place, value in (values | parts | starts | {places.SCRATCH_BYTES: self._scratch}).items():
@@ -205,15 +205,6 @@ def _fill(
     p[X_SCALES], p[X_POINTS] = address(scales), address(points)
     p[LOWEST], p[HIGHEST] = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     p[ROW_FORMS] = address(numbers)
-
-
-def _laid_out(parts: dict[int, int]) -> tuple[dict[int, int], int]:
-    """Where parts of some sizes begin, one after the other, each on a line; and their whole size."""
-    starts, end = {}, 0
-    for place, size in parts.items():
-        starts[place] = end
-        end += -(-size // _LINE) * _LINE
-    return starts, end + _LINE
 
 
 def plan_of(weight: IntegerWeight, key: tuple[Any, ...], make: Callable[[], P]) -> P:

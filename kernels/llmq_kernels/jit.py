@@ -26,6 +26,7 @@ import llvmlite
 import llvmlite.binding
 import numba
 import numba.core.caching
+import numba.core.codegen
 import numba.core.compiler_lock
 import numba.core.event
 
@@ -57,6 +58,7 @@ _CODE_OPTIONS = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUG
 # Some Numba releases are half typed, others not at all.
 _numba: Any = numba
 _config: Any = numba.config
+_codegen: Any = numba.core.codegen
 _event: Any = numba.core.event
 _FunctionCache: Any = numba.core.caching.FunctionCache
 
@@ -193,7 +195,7 @@ def _cache_key() -> str | None:
     cpu = _config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
     features = _config.CPU_FEATURES
     if features is None:
-        features = "" if _config.CPU_NAME else llvmlite.binding.get_host_cpu_features().flatten()
+        features = _codegen.get_host_cpu_features()
     options = tuple(getattr(_config, name) for name in _CODE_OPTIONS)
     parts = (numba.__version__, llvmlite.__version__, sys.version, cpu, features, str(options))
     digest = hashlib.sha256("\0".join(parts).encode())

@@ -183,10 +183,10 @@ def expand(typingctx: Any, target: Any, source: Any, size: Any, count: Any, repe
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an int64 address, which need not exist."""
+    """Ask for the cache line at an int64 address, which need not exist, into the second-level cache."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        Emitter(builder, target()).prefetch(args[0], 0)
+        Emitter(builder, target()).prefetch(args[0], 0, level=2)
         return context.get_dummy_value()
 
     return types.void(address), emit

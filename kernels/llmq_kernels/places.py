@@ -37,8 +37,8 @@ ROW_BYTES: Final = 13
 SCALE_BYTES: Final = 14
 """Bytes of a row of scales."""
 ZERO_FORM: Final = 15
-"""Address of three float32: what a stored zero point is multiplied by, what is taken off then, and what the sums of the
-activations are multiplied by."""
+"""Address of four float32: what a stored zero point is multiplied by, what is taken off then, what the sums of the
+activations are multiplied by, and whether these are int32 of codes, not float32 of values."""
 
 # Scratch, a part for each worker; the places in it count from its beginning:
 SCRATCH: Final = 16
@@ -54,7 +54,7 @@ CHUNK: Final = 21
 TILE: Final = 22
 """Of `prefill`: unpacked codes."""
 TOTALS: Final = 23
-"""Of `prefill`: float32 (tokens, rows of a tile)."""
+"""Of `prefill`: float32 (1 + tokens, rows of a tile); the first are zeros."""
 
 X_BYTES: Final = 24
 """Bytes of a token's codes."""

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import copy_bytes, floats, next_number, octets, prefetch
+from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number, octets, prefetch
 from llmq_kernels.places import (
     COPIES,
     COPY_BYTES,
@@ -56,7 +56,7 @@ from llmq_kernels.scales import widen_scales
 from llmq_kernels.simd import F32, I32, Emitter, Target, intrinsic, target, tile_accumulator
 from llmq_kernels.workers import constants, length
 
-__all__ = ["BLOCK", "prefill_rows", "tile_rows", "tile_shape", "unpack_tile"]
+__all__ = ["BLOCK", "prefill_rows", "sums_are_whole", "tile_rows", "tile_shape", "unpack_tile"]
 
 BLOCK: Final = 512
 """Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
@@ -67,17 +67,28 @@ _STEPS: Final = {"avx512vnni": 4}
 _BURSTS: Final = 2
 """Bursts of an `Accumulator` that are emitted one after the other."""
 
+_LATE: Final = 16
+"""Tokens that meet a tile after the columns of the next one have been asked for."""
+
 _SHAPES: Final = {"avx512vnni": (1, 8), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
 
 
 def tile_shape(goal: Target) -> tuple[int, int]:
-    """Return vectors of rows in a tile, and tokens that meet them at a time: as many sums as registers hold."""
+    """Return vectors of rows in a tile, and tokens that meet them at a time: registers hold their sums."""
     return _SHAPES.get(goal.name, (2, 2))
 
 
 def tile_rows(goal: Target) -> int:
     """Return the rows of a tile."""
     return tile_shape(goal)[0] * goal.lanes
+
+
+def sums_are_whole(bits: int, *, symmetric: bool) -> bool:
+    """Whether what one zero point for all takes off a group is an integer, from which its sum begins.
+
+    Of one bit it is half the sum of the activations' codes.
+    """
+    return symmetric and bits > 1
 
 
 # --- unpacking --------------------------------------------------------------------------------------------------
@@ -156,9 +167,11 @@ def _multiply_tile(
         Addresses of the first token's codes, scales and sums of values, and bytes to the next token's codes and scales.
     scales : (int64, int64)
         Addresses of the scales, and of minus scales times zero points, float32 (groups, rows) both; the second is not
-        read where all zero points are the same, and the sums of values carry minus that zero point.
-    totals : int64
-        Address of the sums, float32 (tokens, rows).
+        read where all zero points are the same, and the sums of values, or of codes (see `sums_are_whole`), carry minus
+        that zero point.
+    totals : (int64, int64, int64, int64)
+        Address of the sums to begin with, float32 (tokens, rows), and bytes from one token to the next, which may be 0;
+        the same of where they are written.
     counts : (int64, int64)
         Groups of activations in the tile, and tokens, a multiple of those that meet at a time.
     bits, share, forms : pointers
@@ -170,12 +183,13 @@ def _multiply_tile(
         emitter = Emitter(builder, target())
         x = [builder.extract_value(args[1], i) for i in range(5)]
         scales = [builder.extract_value(args[2], i) for i in range(2)]
+        totals = [builder.extract_value(args[3], i) for i in range(4)]
         groups, tokens = (builder.extract_value(args[4], i) for i in range(2))
         bits, share, forms = (length(signature.args[i]) for i in (5, 6, 7))
         kernel = _TileKernel(emitter, (bits, 2**share, forms == 1), args[0], scales)
 
         def body(token: Any, values: list[Any]) -> list[Any]:
-            kernel.emit_tokens(token, x, args[3], groups)
+            kernel.emit_tokens(token, x, totals, groups)
             return values
 
         emitter.loop(tokens, tile_shape(emitter.target)[1], [], body)
@@ -190,6 +204,7 @@ class _TileKernel:
     def __init__(self, emitter: Emitter, variant: tuple[int, int, bool], tile: Any, scales: list[Any]) -> None:
         self.emitter = emitter
         bits, group, self.symmetric = variant
+        self.whole = sums_are_whole(bits, symmetric=self.symmetric)
         self.steps = group * emitter.target.operand(bits) // 4
         self.unrolled = _STEPS.get(emitter.target.name, 2)
         self.dot = tile_accumulator(emitter, bits)
@@ -198,60 +213,72 @@ class _TileKernel:
         self.scales = scales
         self.places = [(t, v) for t in range(self.tokens) for v in range(self.vectors)]
 
-    def emit_tokens(self, token: Any, x: list[Any], totals: Any, groups: Any) -> None:
+    def emit_tokens(self, token: Any, x: list[Any], totals: list[Any], groups: Any) -> None:
         """Emit the loop over groups for the tokens from number `token` on."""
         emitter, width = self.emitter, self.emitter.target.width
         number = [emitter.add(token, t) for t in range(self.tokens)]
         codes = [emitter.add(x[0], emitter.mul(n, x[3])) for n in number]
         factors = [[emitter.add(base, emitter.mul(n, x[4])) for base in x[1:3]] for n in number]
-        sums = [emitter.add(totals, emitter.mul(n, self.vectors * width)) for n in number]
-        places = [(sums[t], v * width) for t, v in self.places]
+        before, after = (
+            [emitter.add(totals[i], emitter.mul(n, totals[i + 1])) for n in number for _ in range(self.vectors)]
+            for i in (0, 2)
+        )
+        offsets = [v * width for _, v in self.places]
         kind = ir.VectorType(F32, emitter.target.lanes)
 
-        def load_sums() -> list[Any]:
-            return [emitter.load(address, kind, offset) for address, offset in places]
+        def load_sums(addresses: list[Any]) -> list[Any]:
+            return [emitter.load(address, kind, offset) for address, offset in zip(addresses, offsets, strict=True)]
 
         def store_sums(values: list[Any]) -> None:
-            for (address, offset), value in zip(places, values, strict=True):
+            for address, offset, value in zip(after, offsets, values, strict=True):
                 emitter.store(value, address, offset)
 
+        # Sums stay in registers from group to group where there are enough for them beside those of a group.
+        held = emitter.target.registers >= 2 * len(self.places) + self.vectors + 2
+
         def body(group: Any, values: list[Any]) -> list[Any]:
-            found = self._dot(group, codes)
             at = emitter.mul(group, self.vectors * width)
             # Loaded before anything is stored: LLVM cannot know that a store changes none of them.
             scales = [emitter.load(emitter.add(self.scales[0], at), kind, v * width) for v in range(self.vectors)]
             addresses = [[emitter.add(base, emitter.mul(group, 4)) for base in own] for own in factors]
-            factor = [[emitter.splat(emitter.load(address, F32)) for address in own] for own in addresses]
-            before = values or load_sums()
+            factor = [emitter.splat(emitter.load(own[0], F32)) for own in addresses]
+            taken = [emitter.splat(emitter.load(own[1], I32 if self.whole else F32)) for own in addresses]
+            found = self._dot(group, codes, [taken[t] for t, _ in self.places] if self.whole else None)
+            sums = values or load_sums(after)
             results = []
-            for (t, v), total, added in zip(self.places, found, before, strict=True):
-                own, result = factor[t], added
-                if self.symmetric:
-                    value = emitter.fma(emitter.to_float(total), own[0], own[1])
+            for (t, v), total, added in zip(self.places, found, sums, strict=True):
+                if self.whole:
+                    product = emitter.builder.fmul(scales[v], factor[t])
+                    results.append(emitter.fma(emitter.to_float(total), product, added))
+                elif self.symmetric:
+                    value = emitter.fma(emitter.to_float(total), factor[t], taken[t])
+                    results.append(emitter.fma(value, scales[v], added))
                 else:
-                    value = emitter.builder.fmul(emitter.to_float(total), own[0])
+                    value = emitter.builder.fmul(emitter.to_float(total), factor[t])
                     zero = emitter.load(emitter.add(self.scales[1], at), kind, v * width)
-                    result = emitter.fma(zero, own[1], result)
-                results.append(emitter.fma(value, scales[v], result))
+                    results.append(emitter.fma(value, scales[v], emitter.fma(zero, taken[t], added)))
             if values:
                 return results
             store_sums(results)
             return []
 
-        # Sums stay in registers from group to group where there are enough for them beside those of a group.
-        held = emitter.target.registers >= 2 * len(places) + self.vectors + 2
-        final = emitter.loop(groups, 1, load_sums() if held else [], body)
         if held:
-            store_sums(final)
+            store_sums(emitter.loop(groups, 1, load_sums(before), body))
+        else:
+            store_sums(load_sums(before))
+            emitter.loop(groups, 1, [], body)
 
-    def _dot(self, group: Any, codes: list[Any]) -> list[Any]:
-        """Sums of the products of a group's codes, int32, for each token and vector of rows."""
+    def _dot(self, group: Any, codes: list[Any], start: list[Any] | None) -> list[Any]:
+        """Sums of a group's products, int32, for each token and vector of rows; `start` is what they begin with."""
         emitter = self.emitter
         first = emitter.mul(group, self.steps)
         burst = min(self.dot.burst, self.steps)
+        if burst == self.steps and self.dot.kind == ir.VectorType(I32, emitter.target.lanes):
+            return self._burst(first, codes, burst, start)
         if self.steps <= _BURSTS * burst:
             bursts = [self._burst(emitter.add(first, step), codes, burst) for step in range(0, self.steps, burst)]
-            return [functools.reduce(emitter.builder.add, values) for values in zip(*bursts, strict=True)]
+            parts = bursts if start is None else [*bursts, start]
+            return [functools.reduce(emitter.builder.add, values) for values in zip(*parts, strict=True)]
         zero = ir.Constant(ir.VectorType(I32, emitter.target.lanes), None)
         unrolled = max(burst, self.unrolled)
 
@@ -261,16 +288,16 @@ class _TileKernel:
                 totals = [emitter.builder.add(total, value) for total, value in zip(totals, found, strict=True)]
             return totals
 
-        return emitter.loop(emitter.opaque(self.steps), unrolled, [zero] * len(self.places), body)
+        return emitter.loop(emitter.opaque(self.steps), unrolled, start or [zero] * len(self.places), body)
 
-    def _burst(self, first: Any, codes: list[Any], steps: int) -> list[Any]:
+    def _burst(self, first: Any, codes: list[Any], steps: int, start: list[Any] | None = None) -> list[Any]:
         emitter = self.emitter
         unrolled = min(steps, self.unrolled)
 
         def body(step: Any, running: list[Any]) -> list[Any]:
             return self._run(emitter.add(first, step), codes, unrolled, running)
 
-        running = [self.dot.zero()] * len(self.places)
+        running = start or [self.dot.zero()] * len(self.places)
         if unrolled == steps:
             running = self._run(first, codes, steps, running)
         else:
@@ -334,35 +361,51 @@ def _fetch(rows: tuple[int, int], count: int, size: int) -> None:
 
 
 @jit
-def _multiply_rows(p: Any, job: int, rows: tuple[int, int, int], scratch: int, variant: tuple[Any, Any, Any]) -> None:
-    """Multiply one tile of `rows`, (first, how many, those of a tile), by all tokens."""
-    first, count, n_rows = rows
+def _multiply_rows(
+    p: Any, job: int, rows: tuple[int, int, int, int], scratch: int, variant: tuple[Any, Any, Any]
+) -> None:
+    """Multiply a tile of `rows`, (first, how many, those of a tile, first of the following tile), by all tokens."""
+    first, count, n_rows, following = rows
     _, at_a_time, codes, chunk, size = _constants(variant[0])
     start, step = p[job + PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
     if count < n_rows or first + n_rows > p[job + SAFE_ROWS]:
         for r in range(count):
             copy_bytes(scratch + p[COPIES] + r * p[COPY_BYTES], start + r * step, p[ROW_BYTES])
         start, step = scratch + p[COPIES], p[COPY_BYTES]
-    scales, zeros = _load_scales(p, job, rows, scratch)
+    scales, zeros = _load_scales(p, job, (first, count, n_rows), scratch)
     tokens = (p[TOKENS] + at_a_time - 1) // at_a_time * at_a_time
-    totals = floats(scratch + p[TOTALS])
-    for i in range(tokens * n_rows):
-        totals[i] = np.float32(0.0)
-    tile = scratch + p[TILE]
+    # Tokens that the microkernel adds to make up its number have no place among the results, nor have rows.
+    whole = p[TOKENS] // at_a_time * at_a_time if count == n_rows else 0
+    late = max(whole - _LATE // at_a_time * at_a_time, 0)
+    line, totals, size_of = scratch + p[TOTALS], scratch + p[TOTALS] + 4 * n_rows, 4 * n_rows
+    clear_bytes(line, size_of)
+    tile, out = scratch + p[TILE], p[job + OUT] + 4 * first
     for column in range(0, p[PADDED], BLOCK):
         chunks = min(BLOCK, p[PADDED] - column) // codes
         group = column // p[GROUP]
         groups = min(BLOCK // p[GROUP], p[GROUPS] - group)
         unpack_tile((start + column // codes * chunk, step), chunks, tile, variant[0])
-        if column + BLOCK < p[PADDED]:
-            _fetch((start + (column + BLOCK) // codes * chunk, step), count, BLOCK // codes * chunk)
-        x = p[X_CODES] + size * column, p[X_SCALES] + 4 * group, p[X_SUMS] + 4 * group, p[X_BYTES], p[STRIDE]
         own = scales + 4 * n_rows * group, zeros + 4 * n_rows * group
-        _multiply_tile(tile, x, own, scratch + p[TOTALS], (groups, tokens), variant[0], variant[1], variant[2])
-    for token in range(p[TOKENS]):
-        out = floats(p[job + OUT] + 4 * (token * p[job + ROWS] + first))
-        for r in range(count):
-            out[r] = totals[token * n_rows + r]
+        last = column + BLOCK >= p[PADDED]
+        for token, end in ((0, late), (late, whole), (whole, tokens)):
+            # The next columns are asked for so late that the activations of other tokens do not drive them out again.
+            if token == late and end == whole:
+                if not last:
+                    _fetch((start + (column + BLOCK) // codes * chunk, step), count, BLOCK // codes * chunk)
+                elif following < p[job + ROWS]:
+                    begin = p[job + PACKED] + following * p[ROW_BYTES]
+                    _fetch((begin, p[ROW_BYTES]), min(n_rows, p[job + ROWS] - following), chunks * chunk)
+            at = p[X_SCALES] + token * p[STRIDE] + 4 * group, p[X_SUMS] + token * p[STRIDE] + 4 * group
+            x = p[X_CODES] + token * p[X_BYTES] + size * column, at[0], at[1], p[X_BYTES], p[STRIDE]
+            sums = totals + size_of * token
+            before, before_step = (sums, size_of) if column else (line, 0)
+            after, step_after = (sums, size_of)
+            if last and end <= whole:
+                after, step_after = out + 4 * token * p[job + ROWS], 4 * p[job + ROWS]
+            ends = before, before_step, after, step_after
+            _multiply_tile(tile, x, own, ends, (groups, end - token), variant[0], variant[1], variant[2])
+    for token in range(whole, p[TOKENS]):
+        copy_bytes(out + 4 * token * p[job + ROWS], totals + size_of * token, 4 * count)
 
 
 def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None:
@@ -379,13 +422,14 @@ def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
     n_rows = _constants(bits)[0]
-    taken, before = next_number(p[COUNTER]), 0
+    # Each worker knows the tile that follows its own, of which it asks for the first columns in time.
+    taken, following, before = next_number(p[COUNTER]), next_number(p[COUNTER]), 0
     for weight in range(p[WEIGHTS]):
         job = JOBS + weight * JOB_SIZE
         n_tiles = (p[job + ROWS] + n_rows - 1) // n_rows
         while taken - before < n_tiles:
             first = (taken - before) * n_rows
-            rows = first, min(n_rows, p[job + ROWS] - first), n_rows
+            rows = first, min(n_rows, p[job + ROWS] - first), n_rows, (following - before) * n_rows
             _multiply_rows(p, job, rows, scratch, (bits, share, forms))
-            taken = next_number(p[COUNTER])
+            taken, following = following, next_number(p[COUNTER])
         before += n_tiles

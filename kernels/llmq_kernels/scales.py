@@ -1,8 +1,8 @@
-"""Scales of packed rows, in vectors: widened, and multiplied by those of the activations.
+"""Scales of packed rows, in vectors, widened to float32.
 
 With ``w = s * (code - z)`` and ``x = t * a`` in each group, a product of rows is
-``sum over groups of s * t * (sum of code * a) - s * z * (sum of t * a)``. The sum of integers is the microkernels';
-the products `s * t`, and what the zero points take off, are computed here.
+``sum over groups of s * t * (sum of code * a) - s * z * (sum of t * a)``: what `llmq_kernels.decode` and
+`llmq_kernels.prefill` make of the scales `s`.
 """
 
 from __future__ import annotations

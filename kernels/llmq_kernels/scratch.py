@@ -1,4 +1,4 @@
-"""`Scratch`: arrays that one call leaves behind for the next; and arrays that begin with a cache line."""
+"""`Scratch`: arrays that one call leaves behind for the next; and memory whose parts begin with a cache line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["Scratch", "aligned_zeros"]
+__all__ = ["Scratch", "aligned_zeros", "laid_out"]
 
 _LINE = 64
 """Bytes of a cache line, and of the widest vector."""
@@ -24,6 +24,21 @@ def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
     room = np.zeros(size + _LINE, np.uint8)
     start = -room.ctypes.data % _LINE
     return room[start : start + size].reshape(shape)
+
+
+def laid_out(parts: dict[int, int]) -> tuple[dict[int, int], int]:
+    """Where parts of some bytes begin, one after the other, each with a cache line; and how long they are together.
+
+    Examples
+    --------
+    >>> laid_out({7: 100, 3: 1})
+    ({7: 0, 3: 128}, 192)
+    """
+    starts, end = {}, 0
+    for name, size in parts.items():
+        starts[name] = end
+        end += -(-size // _LINE) * _LINE
+    return starts, end
 
 
 class Scratch:

@@ -12,8 +12,8 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import llvmlite.binding
 import numba
+import numba.core.codegen
 import numba.extending
 from llvmlite import ir
 from numba.core import cgutils
@@ -44,7 +44,7 @@ intrinsic: Any = numba.extending.intrinsic
 """Numba's decorator, of which type checkers believe that callers pass the typing context."""
 
 _config: Any = numba.config
-_llvm: Any = llvmlite.binding
+_codegen: Any = numba.core.codegen
 
 
 # --- instruction sets -------------------------------------------------------------------------------------------
@@ -117,11 +117,11 @@ def target_for(features: frozenset[str]) -> Target:
 
 
 def host_features() -> frozenset[str]:
-    """Features that Numba compiles for: the machine's, or those of `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES`."""
+    """Features that Numba compiles for: the machine's, or those of `NUMBA_CPU_FEATURES`."""
     text = _config.CPU_FEATURES
     if text is None:
-        # Of a CPU that is only named LLVM does not tell the features.
-        text = "" if _config.CPU_NAME else _llvm.get_host_cpu_features().flatten()
+        # Those of the machine even where another CPU is named, and none of AVX where `NUMBA_ENABLE_AVX` is off.
+        text = _codegen.get_host_cpu_features()
     return frozenset(part[1:] for part in text.split(",") if part.startswith("+"))
 
 

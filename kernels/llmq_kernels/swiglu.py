@@ -10,7 +10,6 @@ import numpy as np
 from llmq_kernels.doors import matrix_of, output_of
 from llmq_kernels.exponential import exp
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import address
 
 __all__ = ["swiglu", "swiglu_reference"]
 
@@ -39,16 +38,16 @@ def _gated(gate: np.float32, up: np.float32) -> np.float32:
 
 
 @jit(fastmath={"contract"})
-def _swiglu_row(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
-    """Gate one row, float32 (columns,).
+def _swiglu_row(gate: np.ndarray, up: np.ndarray, out: np.ndarray, replaced: int) -> None:
+    """Gate one row, float32 (columns,); `out` is `gate` where `replaced` is 1, and `up` where it is 2.
 
     What is changed in place has a loop of its own: where an array that is written may be one of those that are read,
     LLVM's vector code is not run, and all takes ten times as long.
     """
-    if address(out) == address(gate):
+    if replaced == 1:
         for i in range(gate.size):
             out[i] = _gated(out[i], up[i])
-    elif address(out) == address(up):
+    elif replaced == 2:
         for i in range(up.size):
             out[i] = _gated(gate[i], out[i])
     else:
@@ -57,17 +56,17 @@ def _swiglu_row(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
 
 
 @jit
-def _swiglu(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+def _swiglu(gate: np.ndarray, up: np.ndarray, out: np.ndarray, replaced: int) -> None:
     """Gate float32 (tokens, columns) on one thread."""
     for token in range(gate.shape[0]):
-        _swiglu_row(gate[token], up[token], out[token])
+        _swiglu_row(gate[token], up[token], out[token], replaced)
 
 
 @jit(parallel=True)
-def _swiglu_parallel(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+def _swiglu_parallel(gate: np.ndarray, up: np.ndarray, out: np.ndarray, replaced: int) -> None:
     """Gate float32 (tokens, columns), each token on one of the threads."""
     for token in numba.prange(gate.shape[0]):
-        _swiglu_row(gate[token], up[token], out[token])
+        _swiglu_row(gate[token], up[token], out[token], replaced)
 
 
 def swiglu(gate: np.ndarray, up: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -88,11 +87,13 @@ def swiglu(gate: np.ndarray, up: np.ndarray, *, out: np.ndarray | None = None) -
     TypeError, ValueError
         A dtype or shape that does not fit.
     """
+    # An array that merely shares memory with another is right too, but slow.
+    replaced = 0 if out is None else 1 if out is gate else 2 if out is up else 0
     gate = matrix_of("gate", gate, np.float32)
     up = matrix_of("up", up, np.float32, gate.shape[1])
     if up.shape != gate.shape:
         raise ValueError(f"gate {gate.shape} and up {up.shape} must have one shape")
     out = output_of(out, (gate.shape[0], gate.shape[1]))
     run = _swiglu_parallel if gate.shape[0] > 1 and gate.size >= _PARALLEL else _swiglu
-    run(gate, up, out)
+    run(gate, up, out, replaced)
     return out

@@ -61,12 +61,12 @@ def order_of(planes):
     return np.arange(codes).reshape(-1, planes).T.ravel(), codes
 
 
-def encoded(x, group, planes, factor, size=1):
+def encoded(x, group, planes, factor, size=1, whole=False):
     """Run the worker by itself; what it writes, codes with some bytes around them."""
     tokens, columns = x.shape
     order, chunk = order_of(planes)
     padded, stride = -(-columns // chunk) * chunk, 4 * -(-columns // group // 16) * 16
-    counter, form = np.zeros(1, np.int64), np.array([1, 0, factor], np.float32)
+    counter, form = np.zeros(1, np.int64), np.array([1, 0, factor, whole], np.float32)
     written = padded // chunk * order.size
     # Rows of codes need not follow each other at once.
     codes = np.full((tokens + 1, written + 64), 99, np.int8 if size == 1 else np.int16)

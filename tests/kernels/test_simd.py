@@ -62,10 +62,12 @@ def test_features_are_those_that_numba_compiles_for(monkeypatch):
     monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,-f16c,+fma,")
     assert host_features() == {"avx2", "fma"}
     monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    found = host_features()
+    assert len(found) > 1
     monkeypatch.setattr(numba.config, "CPU_NAME", "nehalem")
-    assert host_features() == set()
-    monkeypatch.setattr(numba.config, "CPU_NAME", None)
-    assert len(host_features()) > 1
+    assert host_features() == found
+    monkeypatch.setattr(numba.config, "ENABLE_AVX", 0)
+    assert host_features() == {name for name in found if not name.startswith("avx")}
 
 
 def test_this_process_has_one():

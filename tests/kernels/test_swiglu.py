@@ -21,12 +21,21 @@ def test_agrees_with_the_reference(tokens, columns, size, seed):
 
 
 @pytest.mark.parametrize("where", ["gate", "up"])
-def test_in_place(where):
+@pytest.mark.parametrize("shape", [(3, 100), (70, 1000)])
+def test_in_place(where, shape):
     rng = np.random.default_rng(0)
-    arrays = dict(zip(("gate", "up"), rng.standard_normal((2, 3, 100)).astype(np.float32), strict=True))
+    arrays = dict(zip(("gate", "up"), rng.standard_normal((2, *shape)).astype(np.float32), strict=True))
     expected = swiglu_reference(**arrays)
     assert swiglu(**arrays, out=arrays[where]) is arrays[where]
     np.testing.assert_allclose(arrays[where], expected, rtol=1e-6)
+
+
+def test_one_array_may_be_everything_and_another_view_of_it():
+    x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
+    expected = swiglu_reference(x, x)
+    view = x.copy()
+    np.testing.assert_allclose(swiglu(view[:], view[:], out=view), expected, rtol=1e-6)
+    np.testing.assert_allclose(swiglu(x, x, out=x), expected, rtol=1e-6)
 
 
 def test_many_elements_take_all_threads():
