@@ -15,9 +15,10 @@ from llmq_kernels.jit import threads
 from llmq_kernels.layout import midpoint
 from llmq_kernels.memory import address_of
 from llmq_kernels.planes import planes_of
-from llmq_kernels.prefill import BLOCK, prefill_rows, sums_are_whole, tile_rows, tile_shape
+from llmq_kernels.prefill import prefill_rows, sums_are_whole
 from llmq_kernels.scratch import aligned_zeros, laid_out
 from llmq_kernels.simd import target
+from llmq_kernels.tiles import BLOCK, tile_rows, tile_shape
 from llmq_kernels.workers import Turns, worker_address
 
 if TYPE_CHECKING:

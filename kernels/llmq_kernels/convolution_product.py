@@ -16,10 +16,10 @@ from llmq_kernels.integer_rows import TILE_BYTES
 from llmq_kernels.jit import threads
 from llmq_kernels.memory import address_of
 from llmq_kernels.pack import unpack
-from llmq_kernels.prefill import tile_rows
 from llmq_kernels.row_forms import RowForms
 from llmq_kernels.simd import target
 from llmq_kernels.tile_sums import TILE_IS_INPUTS, step_unit
+from llmq_kernels.tiles import tile_rows
 from llmq_kernels.workers import worker_address
 
 if TYPE_CHECKING:

@@ -44,9 +44,9 @@ from llmq_kernels.integer_places import (
 from llmq_kernels.integer_rows import FLOATS, TILE_BYTES
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import clear_bytes, copy_bytes, floats, longs, next_number, words
-from llmq_kernels.prefill import tile_rows
 from llmq_kernels.simd import F32, I8, I16, I32, I64, Emitter, intrinsic, target
 from llmq_kernels.tile_sums import TileSums, emit_products, multiply_sums
+from llmq_kernels.tiles import tile_rows
 from llmq_kernels.workers import constants, length
 
 __all__ = ["convolve_tiles"]

@@ -23,11 +23,11 @@ from llmq_kernels.integer_rows import FLOATS, INTEGERS, TILE_BYTES, encode_token
 from llmq_kernels.jit import jit, threads
 from llmq_kernels.memory import address, address_of, longs
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
-from llmq_kernels.prefill import tile_rows
 from llmq_kernels.row_forms import RowForms
 from llmq_kernels.scratch import aligned_zeros, laid_out
 from llmq_kernels.simd import target
 from llmq_kernels.tile_sums import TILE_IS_CODES
+from llmq_kernels.tiles import tile_rows
 from llmq_kernels.workers import Turns, launch, worker_address
 
 if TYPE_CHECKING:

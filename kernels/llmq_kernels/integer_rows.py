@@ -43,9 +43,9 @@ from llmq_kernels.integer_places import (
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number, signed_octets, words
 from llmq_kernels.planes import chunk_bytes, chunk_codes
-from llmq_kernels.prefill import tile_rows, unpack_tile
 from llmq_kernels.simd import F32, I32, Emitter, intrinsic, target
 from llmq_kernels.tile_sums import TileSums, emit_products, multiply_sums
+from llmq_kernels.tiles import tile_rows, unpack_tile
 from llmq_kernels.workers import constants, length
 
 __all__ = [

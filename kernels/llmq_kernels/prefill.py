@@ -1,8 +1,7 @@
-"""Products of many tokens with packed rows: a tile of rows is unpacked once, and meets all tokens.
+"""Products of many tokens with packed rows: a tile of rows (`llmq_kernels.tiles`) meets all tokens.
 
-In the tile each 32-bit lane of a vector belongs to one row and holds four of its codes, so that sums of integers need
-not be added across lanes, and activations come as four codes for all lanes. The tile, a part of the columns at a time,
-stays in the first-level cache, and the sums of its rows, float32 (tokens, rows), in the second.
+The tile, a part of the columns at a time, stays in the first-level cache, and the sums of its rows, float32 (tokens,
+rows), in the second.
 """
 
 from __future__ import annotations
@@ -51,15 +50,13 @@ from llmq_kernels.places import (
     ZERO_ROW,
     ZERO_STEP,
 )
-from llmq_kernels.planes import chunk_bytes, chunk_codes, load_words, planes_of, split_planes, split_words
+from llmq_kernels.planes import chunk_bytes, chunk_codes
 from llmq_kernels.scales import widen_scales
-from llmq_kernels.simd import F32, I32, Emitter, Target, intrinsic, target, tile_accumulator
+from llmq_kernels.simd import F32, I32, Emitter, intrinsic, target, tile_accumulator
+from llmq_kernels.tiles import BLOCK, tile_rows, tile_shape, unpack_tile
 from llmq_kernels.workers import constants, length
 
-__all__ = ["BLOCK", "prefill_rows", "sums_are_whole", "tile_rows", "tile_shape", "unpack_tile"]
-
-BLOCK: Final = 512
-"""Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
+__all__ = ["prefill_rows", "sums_are_whole"]
 
 _STEPS: Final = {"avx512vnni": 4}
 """Steps of four codes that are emitted one after the other: of more, LLVM would move the loads up and spill them."""
@@ -70,18 +67,6 @@ _BURSTS: Final = 2
 _LATE: Final = 16
 """Tokens that meet a tile after the columns of the next one have been asked for."""
 
-_SHAPES: Final = {"avx512vnni": (1, 8), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
-
-
-def tile_shape(goal: Target) -> tuple[int, int]:
-    """Return vectors of rows in a tile, and tokens that meet them at a time: registers hold their sums."""
-    return _SHAPES.get(goal.name, (2, 2))
-
-
-def tile_rows(goal: Target) -> int:
-    """Return the rows of a tile."""
-    return tile_shape(goal)[0] * goal.lanes
-
 
 def sums_are_whole(bits: int, *, symmetric: bool) -> bool:
     """Whether what one zero point for all takes off a group is an integer, from which its sum begins.
@@ -89,65 +74,6 @@ def sums_are_whole(bits: int, *, symmetric: bool) -> bool:
     Of one bit it is half the sum of the activations' codes.
     """
     return symmetric and bits > 1
-
-
-# --- unpacking --------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def unpack_tile(typingctx: Any, rows: Any, chunks: Any, tile: Any, bits: Any) -> Any:
-    """Unpack some chunks of all rows of a tile.
-
-    Parameters
-    ----------
-    rows : (int64, int64)
-        Address of the first row's first chunk, bytes from one row to the next.
-    chunks : int64
-    tile : int64
-        Address of the result, uint8 (codes / 4, vectors of rows, 4 * lanes), or int16 (codes / 2, vectors of rows, 2 *
-        lanes): see `split_words`.
-    bits : pointer
-        Its length is the width of a code.
-    """
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emitter = Emitter(builder, target())
-        n_bits, (vectors, _) = length(signature.args[3]), tile_shape(emitter.target)
-        start, step = (builder.extract_value(args[0], i) for i in (0, 1))
-        lanes, width, wide = emitter.target.lanes, emitter.target.width, emitter.target.operand(n_bits) == 2
-        planes = 2 if wide else planes_of(n_bits)
-        row_at = [emitter.add(start, emitter.mul(step, row)) for row in range(vectors * lanes)]
-
-        def body(chunk: Any, values: list[Any]) -> list[Any]:
-            at = emitter.mul(chunk, chunk_bytes(n_bits, width))
-            out = emitter.add(args[2], emitter.mul(chunk, lanes * planes * vectors * width))
-            for v in range(vectors):
-                own = row_at[v * lanes : (v + 1) * lanes]
-                words = [load_words(emitter, n_bits, emitter.add(row, at)) for row in own]
-                for d, word in enumerate(_transpose(emitter, words)):
-                    parts = split_words(emitter, word) if wide else split_planes(emitter, n_bits, word)
-                    for f, plane in enumerate(parts):
-                        emitter.store(plane, out, ((d * planes + f) * vectors + v) * width)
-            return values
-
-        emitter.loop(args[1], 1, [], body)
-        return context.get_dummy_value()
-
-    return types.void(rows, chunks, tile, bits), emit
-
-
-def _transpose(emitter: Emitter, rows: list[Any]) -> list[Any]:
-    """Transpose a square of 32-bit words: blocks of 1, 2, 4... words change places."""
-    rows, count, size = list(rows), len(rows), 1
-    while size < count:
-        low = [i + count - size if i & size else i for i in range(count)]
-        high = [i + count if i & size else i + size for i in range(count)]
-        for i in range(count):
-            if not i & size:
-                a, b = rows[i], rows[i | size]
-                rows[i], rows[i | size] = emitter.shuffle(a, b, low), emitter.shuffle(a, b, high)
-        size *= 2
-    return rows
 
 
 # --- multiplying ------------------------------------------------------------------------------------------------

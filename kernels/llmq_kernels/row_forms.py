@@ -8,8 +8,8 @@ import numpy as np
 
 from llmq_kernels.jit import jit
 from llmq_kernels.pack import unpack_columns
-from llmq_kernels.prefill import tile_rows
 from llmq_kernels.simd import target
+from llmq_kernels.tiles import tile_rows
 
 if TYPE_CHECKING:
     from llmq_kernels.integer_weight import IntegerWeight

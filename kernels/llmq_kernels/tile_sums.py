@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.planes import chunk_codes
-from llmq_kernels.prefill import tile_shape
 from llmq_kernels.simd import I32, Accumulator, Emitter, Target, intrinsic, target, tile_accumulator
+from llmq_kernels.tiles import tile_shape
 from llmq_kernels.workers import length
 
 __all__ = ["TILE_IS_CODES", "TILE_IS_INPUTS", "TileSums", "emit_products", "multiply_sums", "step_unit"]
