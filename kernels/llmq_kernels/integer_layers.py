@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class InputGrid:
-    """How inputs become int8: ``x ~ scale * (code - zero_point)``; see `quantize_inputs`.
+    """How inputs become int8: ``x ~ scale * (code - zero_point)``; see `quantize_inputs`. Neither array may change.
 
     Parameters
     ----------

@@ -59,7 +59,8 @@ _LINE: Final = 64
 
 
 _KEPT_TILES: Final = 1 << 20
-"""Bytes of a weight's tiles up to which they are kept unpacked: reading them takes less than computing them anew."""
+"""Bytes of a weight's tiles up to which they are kept unpacked, beside the packed codes: reading them takes less than
+computing them anew."""
 
 
 class _Kept(threading.local):
@@ -72,14 +73,14 @@ class _Kept(threading.local):
         self._counters = aligned_zeros((2 * _LINE,))
         self.parameters[places.COUNTER] = self._counters.ctypes.data
         self.parameters[places.X_COUNTER] = self._counters.ctypes.data + _LINE
-        self._room, self._size = 0, 0
+        self._room = np.zeros(0, np.uint8), 0
 
     def room(self, size: int) -> int:
         """Address of room for `size` bytes, which begins a line; it grows where it does not suffice."""
-        if self._size < size:
-            self._bytes = aligned_zeros((size,))
-            self._room, self._size = address_of(self._bytes), size
-        return self._room
+        if self._room[0].size < size:
+            found = aligned_zeros((size,))
+            self._room = found, address_of(found)  # in one step, whatever interrupts
+        return self._room[1]
 
 
 _kept = _Kept()
@@ -181,19 +182,19 @@ class Plan:
         """
         room = _kept.room(self._begin + work[2] * self._scratch)
         addresses = address_of(arrays[0]), address_of(arrays[1])
-        _fill(_kept.parameters, (self._values, self._starts, room), addresses, inputs, numbers)
+        _set_parameters(_kept.parameters, (self._values, self._starts, room), addresses, inputs, numbers)
         _kept.turns.launch(*work)
 
 
 @jit
-def _fill(
+def _set_parameters(
     p: np.ndarray,
     plan: tuple[np.ndarray, np.ndarray, int],
     arrays: tuple[int, int],
     inputs: tuple[np.ndarray, np.ndarray, int],
     numbers: np.ndarray,
 ) -> None:
-    """Fill in the parameters of a call; see `Plan.begin`."""
+    """Fill in the parameters of a call; see `Plan.run`."""
     values, starts, room = plan
     counter, x_counter = p[COUNTER], p[X_COUNTER]
     longs(counter)[0] = longs(x_counter)[0] = 0
@@ -254,13 +255,15 @@ class _Plan(Plan):
             self._values[places.TILES] = self._unpacked(weight, tiles)
 
     def _unpacked(self, weight: IntegerWeight, size: int) -> int:
-        """Address of the weight's tiles, unpacked once and kept with it."""
+        """Address of the weight's tiles, unpacked once and kept with it, and with this plan."""
         kept: dict[str, Any] = weight.__dict__
-        if "_tiles" not in kept:
+        tiles = kept.get("_tiles")
+        if tiles is None:
             tiles = aligned_zeros((size,))
             p = self._values + self._starts * _kept.room(self._begin + self._scratch)
             counter = np.zeros(1, np.int64)
             p[places.TILES], p[places.COUNTER] = address_of(tiles), address_of(counter)
             launch(worker_address(unpack_tiles, weight.bits), address_of(p), 1)
-            kept["_tiles"] = tiles
-        return address_of(kept["_tiles"])
+            tiles = kept.setdefault("_tiles", tiles)  # another thread's, if it was first
+        self._tiles = tiles
+        return address_of(tiles)

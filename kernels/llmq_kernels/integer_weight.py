@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,10 @@ class IntegerWeight:
     bits: int
     columns: int
     zero_point: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the fields alone: what is kept with a weight has addresses of its arrays."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:

@@ -13,7 +13,7 @@ from llmq_kernels.attention_rows import PADDED
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.jit import jit
 
-__all__ = ["KeyValues", "decode_rows_reference", "encode_rows_reference", "store_row"]
+__all__ = ["KeyValues", "decode_rows_reference", "encode_rows_reference", "padded", "store_row"]
 
 _DTYPES: Final[dict[int, type]] = {32: np.float32, 16: np.uint16, 8: np.int8}
 _ROUND: Final = np.float32(12582912.0)  # adding and subtracting it rounds to the nearest integer, ties to even
@@ -54,7 +54,7 @@ class KeyValues:
             raise TypeError(f"keys and values must be float32, uint16 or int8, not {self.keys.dtype}")
         if self.key_scale.dtype != np.float32 or self.value_scale.dtype != np.float32:
             raise TypeError("scales must be float32")
-        if heads < 1 or self.values.shape != self.keys.shape or self.keys.shape[2] != _padded(self.head_dim):
+        if heads < 1 or self.values.shape != self.keys.shape or self.keys.shape[2] != padded(self.head_dim):
             raise ValueError(
                 f"keys {self.keys.shape} and values {self.values.shape} do not fit heads of {self.head_dim}"
             )
@@ -85,7 +85,7 @@ class KeyValues:
         if bits not in _DTYPES:
             raise ValueError(f"bits must be 32, 16 or 8, not {bits}")
         heads, capacity, head_dim = shape
-        room = heads, capacity, _padded(head_dim)
+        room = heads, capacity, padded(head_dim)
         scales = heads, capacity if bits == 8 else 0
         keys: np.ndarray = np.empty(room, _DTYPES[bits])
         values: np.ndarray = np.empty(room, _DTYPES[bits])
@@ -95,7 +95,7 @@ class KeyValues:
     def of(cls, keys: np.ndarray, values: np.ndarray, bits: int = 32) -> KeyValues:
         """Hold copies of given keys and values, float32 (kv_heads, capacity, head_dim)."""
         head_dim = keys.shape[2]
-        beyond = (0, 0), (0, 0), (0, _padded(head_dim) - head_dim)
+        beyond = (0, 0), (0, 0), (0, padded(head_dim) - head_dim)
         (keys, key_scale), (values, value_scale) = (
             encode_rows_reference(np.pad(x, beyond), bits) for x in (keys, values)
         )
@@ -124,7 +124,14 @@ class KeyValues:
         return larger
 
 
-def _padded(head_dim: int) -> int:
+def padded(head_dim: int) -> int:
+    """Elements that a head of `head_dim` takes room for.
+
+    Examples
+    --------
+    >>> [padded(n) for n in (64, 72, 80)]
+    [64, 80, 80]
+    """
     return -(-head_dim // PADDED) * PADDED
 
 

@@ -194,11 +194,14 @@ def prefetch(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def next_number(typingctx: Any, address: Any) -> Any:
-    """Take the next number of an int64 counter at an address: no two threads get the same."""
+    """Take the next number of an int64 counter at an address: no two threads get the same.
+
+    Who finds none left sees all that others wrote before they took theirs, that they are at work among it (`in_turn`).
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], ir.PointerType(I64))
-        return builder.atomic_rmw("add", place, ir.Constant(I64, 1), "monotonic")
+        return builder.atomic_rmw("add", place, ir.Constant(I64, 1), "acq_rel")
 
     return types.int64(address), emit
 

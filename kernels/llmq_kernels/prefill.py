@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 
 from llmq_kernels.jit import jit
-from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number, octets, prefetch
+from llmq_kernels.memory import clear_bytes, copy_bytes, floats, longs, next_number, octets, prefetch
 from llmq_kernels.places import (
     COPIES,
     COPY_BYTES,
@@ -290,8 +290,8 @@ def _fetch(rows: tuple[int, int], count: int, size: int) -> None:
 def _multiply_rows(
     p: Any, job: int, rows: tuple[int, int, int, int], scratch: int, variant: tuple[Any, Any, Any]
 ) -> None:
-    """Multiply a tile of `rows`, (first, how many, those of a tile, first of the following tile), by all tokens."""
-    first, count, n_rows, following = rows
+    """Multiply a tile of `rows`, (first, how many, those of a tile, tiles of weights before), by all tokens."""
+    first, count, n_rows, before_this = rows
     _, at_a_time, codes, chunk, size = _constants(variant[0])
     start, step = p[job + PACKED] + first * p[ROW_BYTES], p[ROW_BYTES]
     if count < n_rows or first + n_rows > p[job + SAFE_ROWS]:
@@ -315,7 +315,9 @@ def _multiply_rows(
         last = column + BLOCK >= p[PADDED]
         for token, end in ((0, late), (late, whole), (whole, tokens)):
             # The next columns are asked for so late that the activations of other tokens do not drive them out again.
-            if token == late and end == whole:
+            if token == late and end == whole > late:
+                # Who takes the next tile is not certain, but likely this thread.
+                following = (longs(p[COUNTER])[0] - before_this) * n_rows
                 if not last:
                     _fetch((start + (column + BLOCK) // codes * chunk, step), count, BLOCK // codes * chunk)
                 elif following < p[job + ROWS]:
@@ -348,14 +350,13 @@ def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None
     """
     scratch = p[SCRATCH] + number * p[SCRATCH_BYTES]
     n_rows = _constants(bits)[0]
-    # Each worker knows the tile that follows its own, of which it asks for the first columns in time.
-    taken, following, before = next_number(p[COUNTER]), next_number(p[COUNTER]), 0
+    taken, before = next_number(p[COUNTER]), 0
     for weight in range(p[WEIGHTS]):
         job = JOBS + weight * JOB_SIZE
         n_tiles = (p[job + ROWS] + n_rows - 1) // n_rows
         while taken - before < n_tiles:
             first = (taken - before) * n_rows
-            rows = first, min(n_rows, p[job + ROWS] - first), n_rows, (following - before) * n_rows
+            rows = first, min(n_rows, p[job + ROWS] - first), n_rows, before
             _multiply_rows(p, job, rows, scratch, (bits, share, forms))
-            taken, following = following, next_number(p[COUNTER])
+            taken = next_number(p[COUNTER])
         before += n_tiles

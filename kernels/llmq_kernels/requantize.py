@@ -79,8 +79,10 @@ def bias_codes(bias: np.ndarray, x_scale: Any, w_scale: np.ndarray, limit: float
     Parameters
     ----------
     bias : float32 (rows,)
+        Finite.
     x_scale : float32, or float32 (n,)
     w_scale : float32 (rows,)
+        Both finite and not zero.
     limit : float
         Largest magnitude of a code, at most 2**31 - 1.
 

@@ -87,7 +87,7 @@ def swiglu(gate: np.ndarray, up: np.ndarray, *, out: np.ndarray | None = None) -
     TypeError, ValueError
         A dtype or shape that does not fit.
     """
-    # An array that merely shares memory with another is right too, but slow.
+    # Another view of the same elements is right too, but slow.
     replaced = 0 if out is None else 1 if out is gate else 2 if out is up else 0
     gate = matrix_of("gate", gate, np.float32)
     up = matrix_of("up", up, np.float32, gate.shape[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmq.errors import ResourceError, UsageError
-from llmq_kernels.keyvalues import KeyValues
+from llmq_kernels.keyvalues import KeyValues, padded
 from llmq_kernels.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["KVCache", "kv_bytes"]
 def kv_bytes(config: DecoderConfig, tokens: int, bits: int) -> int:
     """Bytes of the keys and values of `tokens` tokens."""
     scale = 4 if bits == 8 else 0
-    return 2 * config.n_layers * config.n_kv_heads * tokens * (config.head_dim * bits // 8 + scale)
+    return 2 * config.n_layers * config.n_kv_heads * tokens * (padded(config.head_dim) * bits // 8 + scale)
 
 
 class KVCache:

@@ -1,3 +1,7 @@
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,6 +87,28 @@ def test_writes_into_out_and_not_beyond(bits):
     assert integer_matmul(x, weight, out=room[1:8]).base is room
     np.testing.assert_array_equal(room[1:8], integer_matmul_reference(x, weight))
     assert (room[[0, 8]] == 77).all()
+
+
+def test_copies_and_pickles_of_a_weight_that_was_used():
+    rng = np.random.default_rng(0)
+    weight, x = drawn(rng, 19, 70, 4, False), rng.integers(-128, 128, (7, 70), np.int8)
+    expected = integer_matmul(x, weight)
+    others = copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))
+    assert all(vars(other).keys() == {"packed", "bits", "columns", "zero_point"} for other in others)
+    weight.packed[:] = 0  # what a copy must not read
+    for other in others:
+        np.testing.assert_array_equal(integer_matmul(x, other), expected)
+
+
+def test_python_threads_share_a_weight():
+    rng = np.random.default_rng(0)
+    weight = drawn(rng, 300, 500, 8, True)
+    inputs = [rng.integers(-128, 128, (tokens, 500), np.int8) for tokens in (1, 2, 3, 4, 9, 17) for _ in range(4)]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            found = pool.map(lambda x: integer_matmul(x, weight), inputs)
+            for x, y in zip(inputs, found, strict=True):
+                np.testing.assert_array_equal(y, integer_matmul_reference(x, weight))
 
 
 def test_the_same_for_any_number_of_threads(each_thread_count):

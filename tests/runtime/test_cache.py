@@ -52,9 +52,10 @@ def test_doubles_so_that_growing_stays_cheap():
     assert cache.capacity == 8
 
 
+@pytest.mark.parametrize("head_dim", [16, 72])
 @pytest.mark.parametrize("bits", [32, 16, 8])
-def test_bytes(bits):
-    config = replace(CONFIG, head_dim=16)
+def test_bytes(bits, head_dim):
+    config = replace(CONFIG, head_dim=head_dim)
     assert KVCache(config, 5, bits).nbytes == kv_bytes(config, 5, bits)
 
 
