@@ -40,9 +40,6 @@ _TURN: Final = 512 << 10
 _PARALLEL: Final = 3 << 17
 """Products of activations and weights from which waking the threads pays."""
 
-_FAR: Final = 8
-"""Int64 from one counter to the other: a cache line."""
-
 _SKEW: Final = 64
 """Bytes between the codes of tokens that meet tiles, so that powers of two do not crowd a few sets of the caches."""
 
@@ -143,7 +140,6 @@ class Bundle:
         p[places.JOBS :] = self._jobs
         for number, out in enumerate(outs):
             p[places.JOBS + number * places.JOB_SIZE + places.OUT] = address_of(out)
-        plan.counters[0], plan.counters[_FAR] = 0, 0
         plan.turns.launch(plan.encode, plan.multiply, workers)
 
 
@@ -158,7 +154,6 @@ class _Plan:
         # Tokens that the microkernel adds to make up its number are read, and their results left.
         at_a_time = 1 if few else tile_shape(target())[1]
         padded_tokens = -(-tokens // at_a_time) * at_a_time
-        self.counters = np.zeros(2 * _FAR, np.int64)
         size = 1 if few else target().operand(bundle.bits)
         x_bytes = bundle.few_bytes if few else size * bundle.padded + _SKEW
         self._codes = aligned_zeros((padded_tokens, x_bytes))
@@ -173,8 +168,6 @@ class _Plan:
         starts, size_of_scratch = laid_out(parts)
         self._scratch = aligned_zeros((workers, size_of_scratch))
         values = {
-            places.X_COUNTER: self.counters.ctypes.data,
-            places.COUNTER: self.counters.ctypes.data + 8 * _FAR,
             places.COLUMNS: bundle.columns,
             places.GROUP: bundle.group,
             places.GROUPS: groups,
@@ -197,6 +190,7 @@ class _Plan:
         }
         self.parameters = np.zeros(places.JOBS + len(bundle.rows) * places.JOB_SIZE, np.int64)
         self.turns = Turns(self.parameters.ctypes.data)
+        self.parameters[places.X_COUNTER], self.parameters[places.COUNTER] = self.turns.counters
         for name, value in (values | starts).items():
             if name >= 0:
                 self.parameters[name] = value

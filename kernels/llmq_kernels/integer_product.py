@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from llmq_kernels import integer_places as places
-from llmq_kernels.integer_places import (
-    COUNTER,
-    HIGHEST,
-    LOWEST,
-    OUT,
-    ROW_FORMS,
-    X_COUNTER,
-    X_POINTS,
-    X_SCALES,
-    X,
-)
 from llmq_kernels.integer_rows import FLOATS, INTEGERS, TILE_BYTES, encode_tokens, multiply_integers, unpack_tiles
 from llmq_kernels.jit import jit, threads
-from llmq_kernels.memory import address, address_of, longs
+from llmq_kernels.memory import address, address_of
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
 from llmq_kernels.row_forms import RowForms
 from llmq_kernels.scratch import aligned_zeros, laid_out
@@ -54,10 +43,6 @@ _MOST_PLANS: Final = 64
 
 P = TypeVar("P", bound="Plan")
 
-_LINE: Final = 64
-"""Bytes of a line of the caches, on which every part of the room begins."""
-
-
 _KEPT_TILES: Final = 1 << 20
 """Bytes of a weight's tiles up to which they are kept unpacked, beside the packed codes: reading them takes less than
 computing them anew."""
@@ -70,9 +55,6 @@ class _Kept(threading.local):
         # Not by `address_of`, which would be compiled on import.
         self.parameters = np.zeros(places.SIZE, np.int64)
         self.turns = Turns(self.parameters.ctypes.data)
-        self._counters = aligned_zeros((2 * _LINE,))
-        self.parameters[places.COUNTER] = self._counters.ctypes.data
-        self.parameters[places.X_COUNTER] = self._counters.ctypes.data + _LINE
         self._room = np.zeros(0, np.uint8), 0
 
     def room(self, size: int) -> int:
@@ -182,30 +164,30 @@ class Plan:
         """
         room = _kept.room(self._begin + work[2] * self._scratch)
         addresses = address_of(arrays[0]), address_of(arrays[1])
-        _set_parameters(_kept.parameters, (self._values, self._starts, room), addresses, inputs, numbers)
-        _kept.turns.launch(*work)
+        turns, plan = _kept.turns, (self._values, self._starts, room)
+        _set_parameters(_kept.parameters, plan, turns.counters, addresses, inputs, numbers)
+        turns.launch(*work)
 
 
 @jit
 def _set_parameters(
     p: np.ndarray,
     plan: tuple[np.ndarray, np.ndarray, int],
+    counters: tuple[int, int],
     arrays: tuple[int, int],
     inputs: tuple[np.ndarray, np.ndarray, int],
     numbers: np.ndarray,
 ) -> None:
     """Fill in the parameters of a call; see `Plan.run`."""
     values, starts, room = plan
-    counter, x_counter = p[COUNTER], p[X_COUNTER]
-    longs(counter)[0] = longs(x_counter)[0] = 0
     for place in range(p.size):
         p[place] = values[place] + (room if starts[place] else 0)
-    p[COUNTER], p[X_COUNTER] = counter, x_counter
-    p[X], p[OUT] = arrays
+    p[places.X_COUNTER], p[places.COUNTER] = counters
+    p[places.X], p[places.OUT] = arrays
     scales, points, bits = inputs
-    p[X_SCALES], p[X_POINTS] = address(scales), address(points)
-    p[LOWEST], p[HIGHEST] = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    p[ROW_FORMS] = address(numbers)
+    p[places.X_SCALES], p[places.X_POINTS] = address(scales), address(points)
+    p[places.LOWEST], p[places.HIGHEST] = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    p[places.ROW_FORMS] = address(numbers)
 
 
 def plan_of(weight: IntegerWeight, key: tuple[Any, ...], make: Callable[[], P]) -> P:

@@ -21,6 +21,7 @@ from numba.core import types
 
 from llmq_kernels.crew import in_turn, launch
 from llmq_kernels.jit import cached, compiling, fork_waits_for
+from llmq_kernels.scratch import aligned_zeros
 from llmq_kernels.simd import I64
 
 if TYPE_CHECKING:
@@ -101,13 +102,22 @@ class Turns:
     ----------
     parameters : int
         Address of int64, what both read.
+
+    Attributes
+    ----------
+    counters : (int, int)
+        Addresses of an int64 for each worker, from which it takes numbers; zero when it begins.
     """
 
     def __init__(self, parameters: int) -> None:
         self._addresses = np.array([0, 0, parameters, 0], np.int64)
         self._place = self._addresses.ctypes.data
+        # A cache line for each.
+        self._numbers = aligned_zeros((2, 64)).view(np.int64)
+        self.counters = self._numbers[0].ctypes.data, self._numbers[1].ctypes.data
 
     def launch(self, first: int, second: int, workers: int) -> None:
         """Run the workers at two addresses on this thread and on up to `workers - 1` others; see `launch`."""
         self._addresses[0], self._addresses[1] = first, second
+        self._numbers[0, 0] = self._numbers[1, 0] = 0
         launch(worker_address(in_turn), self._place, workers)
