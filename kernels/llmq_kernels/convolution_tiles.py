@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from llmq_kernels.convolution_places import (
     DOWN,
@@ -41,11 +42,11 @@ from llmq_kernels.integer_places import (
     X_POINTS,
     X_SCALES,
 )
-from llmq_kernels.integer_rows import FLOATS, TILE_BYTES
+from llmq_kernels.integer_rows import TILE_BYTES
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import clear_bytes, copy_bytes, floats, longs, next_number, words
 from llmq_kernels.simd import F32, I8, I16, I32, I64, Emitter, intrinsic, target
-from llmq_kernels.tile_sums import TileSums, emit_products, multiply_sums
+from llmq_kernels.tile_sums import TileOutputs, emit_outputs, multiply_sums
 from llmq_kernels.tiles import tile_rows
 from llmq_kernels.workers import constants, length
 
@@ -110,6 +111,38 @@ def _interleave(emitter: Emitter, a: Any, b: Any) -> Any:
     return emitter.builder.bitcast(pairs, ir.VectorType(ir.IntType(2 * a.type.element.width), count))
 
 
+class _Outputs(TileOutputs):
+    """Outputs of filters, in rows.
+
+    Their items are zero point times columns, zero point and scale of the image, and the address of the sums of inputs,
+    int32 (lanes,).
+    """
+
+    def finished(self, rows: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
+        """Outputs of some filters."""
+        emitter, builder = self.emitter, self.emitter.builder
+        shifted, point, scale, line = self.items
+        shifted, point = (builder.trunc(value, I32) for value in (shifted, point))
+        inputs = [emitter.load(line, self.kind, v * self.width) for v in range(self.vectors)]
+        results = []
+        for row, totals in zip(rows, sums, strict=True):
+            own = [emitter.add(at, emitter.mul(row, 4)) for at in self.forms]
+            shift, times, base = (emitter.load(own[k], I32) for k in range(3))
+            base = builder.add(base, builder.sub(builder.mul(times, point), builder.mul(shift, shifted)))
+            shift, base = emitter.splat(shift), emitter.splat(base)
+            if self.floating:
+                scaling = emitter.splat(builder.fmul(scale, emitter.load(own[3], F32)))
+                after = emitter.splat(emitter.load(own[4], F32))
+            finished = []
+            for total, met in zip(totals, inputs, strict=True):
+                whole = builder.add(builder.add(total, base), builder.mul(shift, met))
+                if self.floating:
+                    whole = builder.fadd(builder.fmul(emitter.to_float(whole), scaling), after)
+                finished.append(whole)
+            results.append(finished)
+        return results
+
+
 @intrinsic
 def _multiply_filters(
     typingctx: Any,
@@ -118,83 +151,16 @@ def _multiply_filters(
     sums: Any,
     counts: Any,
     forms: Any,
-    image: Any,
+    items: Any,
     out: Any,
     bits: Any,
     side: Any,
     factor: Any,
     result: Any,
 ) -> Any:
-    """Add the last products of a tile and some filters to their sums, and make outputs of them.
-
-    Parameters
-    ----------
-    tile, rows, counts, bits, side
-        See `multiply_sums`.
-    sums : (int64, int64, int64, int64)
-        Address of the sums to begin with, bytes from one filter to the next, address of room for sums, int32 (filters,
-        lanes of a tile), and address of the sums of inputs, int32 (lanes,).
-    forms : (int64, int64)
-        Address of the first filter's numbers, and bytes from one kind of number to the next (see `RowForms`).
-    image : (int64, int64, float32)
-        Zero point times columns, zero point, and scale of the image.
-    out : (int64, int64)
-        Address of the first filter's outputs, whole vectors, and bytes from one filter to the next.
-    factor, result : pointers
-        Their lengths are what sums are multiplied by, and `INTEGERS` or `FLOATS`.
-    """
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emitter = Emitter(builder, target())
-        parts = [cgutils.unpack_tuple(builder, args[i]) for i in range(1, 7)]
-        variant, ending = ([length(kind) for kind in signature.args[first : first + 2]] for first in (7, 9))
-        before, step, kept, line = parts[1]
-        outputs = _Outputs(emitter, kept, (before, step))
-        outputs.prepare(*parts[3:], line=line, doubled=ending[0] == 2, floating=ending[1] == FLOATS)
-        emit_products(emitter, (variant[0], variant[1]), args[0], [parts[0], parts[2]], outputs)
-        return context.get_dummy_value()
-
-    counted = (bits, side, factor, result)
-    return types.void(tile, rows, sums, counts, forms, image, out, *counted), emit
-
-
-class _Outputs(TileSums):
-    """Sums that become outputs; see `_multiply_filters`."""
-
-    def prepare(
-        self, forms: list[Any], image: list[Any], out: list[Any], *, line: Any, doubled: bool, floating: bool
-    ) -> None:
-        """Set what `end` needs."""
-        emitter = self.emitter
-        self._forms = [emitter.add(forms[0], emitter.mul(forms[1], kind)) for kind in range(5)]
-        self._shifted, self._point = (emitter.builder.trunc(value, I32) for value in image[:2])
-        self._scale, self._out = image[2], out
-        self._inputs = [emitter.load(line, self.kind, v * self.width) for v in range(self.vectors)]
-        self._doubled, self._floating = doubled, floating
-
-    def end(self, rows: list[Any], values: list[Any]) -> None:
-        """Make outputs of whole sums."""
-        emitter, builder = self.emitter, self.emitter.builder
-        # All is loaded before anything is stored: LLVM cannot know that a store changes none of them.
-        results = []
-        for i, row in enumerate(rows):
-            own = [emitter.add(at, emitter.mul(row, 4)) for at in self._forms]
-            shift, times, base = (emitter.load(own[k], I32) for k in range(3))
-            base = builder.add(base, builder.sub(builder.mul(times, self._point), builder.mul(shift, self._shifted)))
-            shift, base = emitter.splat(shift), emitter.splat(base)
-            if self._floating:
-                scaling = emitter.splat(builder.fmul(self._scale, emitter.load(own[3], F32)))
-                after = emitter.splat(emitter.load(own[4], F32))
-            for v, total in enumerate(values[i * self.vectors : (i + 1) * self.vectors]):
-                whole = builder.add(total, total) if self._doubled else total
-                whole = builder.add(builder.add(whole, base), builder.mul(shift, self._inputs[v]))
-                if self._floating:
-                    whole = builder.fadd(builder.fmul(emitter.to_float(whole), scaling), after)
-                results.append(whole)
-        for i, row in enumerate(rows):
-            to = emitter.add(self._out[0], emitter.mul(row, self._out[1]))
-            for v in range(self.vectors):
-                emitter.store(results[i * self.vectors + v], to, v * self.width)
+    """Add the last products of a tile and some filters, and make outputs: see `emit_outputs` and `_Outputs`."""
+    arguments = (tile, rows, sums, counts, forms, items, out, bits, side, factor, result)
+    return types.void(*arguments), functools.partial(emit_outputs, _Outputs)
 
 
 @intrinsic
@@ -245,11 +211,11 @@ def _convolve_tile(
             multiply_sums(tile, rows, sums, counts, bits, side)
             continue
         point = np.int64(words(p[X_POINTS])[image])
-        form = point * p[COLUMNS], point, floats(p[X_SCALES])[image]
+        items = point * p[COLUMNS], point, floats(p[X_SCALES])[image], line
         # Outputs of a ragged tile take the place of sums first.
         out = (sums, 4 * lanes) if pixel + lanes > p[PIXELS] else (_output(p, image, first, pixel), 4 * p[PIXELS])
-        begin, forms = (before[0], before[1], sums, line), (p[ROW_FORMS] + 4 * first, p[FORM_BYTES])
-        _multiply_filters(tile, rows, begin, counts, forms, form, out, bits, side, factor, result)
+        begin, forms = (before[0], before[1], sums), (p[ROW_FORMS] + 4 * first, p[FORM_BYTES])
+        _multiply_filters(tile, rows, begin, counts, forms, items, out, bits, side, factor, result)
     if pixel + lanes > p[PIXELS]:
         to = _output(p, image, first, pixel)
         for row in range(count):

@@ -22,9 +22,9 @@ from llmq_kernels.integer_places import (
     X_CODES,
     X_SCALES,
 )
-from llmq_kernels.integer_rows import FLOATS
 from llmq_kernels.memory import copy_bytes, floats, next_number
 from llmq_kernels.simd import F32, I16, I32, I64, Emitter, intrinsic, target
+from llmq_kernels.tile_sums import FLOATS
 from llmq_kernels.workers import length
 
 __all__ = ["PIXELS_AT_A_TIME", "convolve_depthwise"]

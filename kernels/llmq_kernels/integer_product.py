@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from llmq_kernels import integer_places as places
-from llmq_kernels.integer_rows import FLOATS, INTEGERS, TILE_BYTES, encode_tokens, multiply_integers, unpack_tiles
+from llmq_kernels.integer_rows import TILE_BYTES, encode_tokens, multiply_integers, unpack_tiles
 from llmq_kernels.jit import jit, threads
 from llmq_kernels.memory import address, address_of
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
 from llmq_kernels.row_forms import RowForms
 from llmq_kernels.scratch import aligned_zeros, laid_out
 from llmq_kernels.simd import target
-from llmq_kernels.tile_sums import TILE_IS_CODES
+from llmq_kernels.tile_sums import FLOATS, INTEGERS, TILE_IS_CODES
 from llmq_kernels.tiles import tile_rows
 from llmq_kernels.workers import Turns, launch, worker_address
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 
 from llmq_kernels.activations import arrange
 from llmq_kernels.inputs import encode_input
@@ -43,14 +44,12 @@ from llmq_kernels.integer_places import (
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import clear_bytes, copy_bytes, floats, next_number, signed_octets, words
 from llmq_kernels.planes import chunk_bytes, chunk_codes
-from llmq_kernels.simd import F32, I32, Emitter, intrinsic, target
-from llmq_kernels.tile_sums import TileSums, emit_products, multiply_sums
+from llmq_kernels.simd import F32, I32, intrinsic, target
+from llmq_kernels.tile_sums import FLOATS, TileOutputs, emit_outputs, multiply_sums
 from llmq_kernels.tiles import tile_rows, unpack_tile
 from llmq_kernels.workers import constants, length
 
 __all__ = [
-    "FLOATS",
-    "INTEGERS",
     "TILE_BYTES",
     "encode_line",
     "encode_tokens",
@@ -61,10 +60,6 @@ __all__ = [
 
 TILE_BYTES: Final = 1024
 """Operands of a row in a tile, in bytes: whole chunks of every width; a tile takes half of a first-level cache."""
-
-INTEGERS: Final = 1
-FLOATS: Final = 2
-"""Of workers: inputs are int8 or float32, outputs int32 or float32."""
 
 
 @jit
@@ -130,6 +125,37 @@ def encode_tokens(p: Any, number: int, planes: Any, run: Any, size: Any, source:
         token = next_number(p[X_COUNTER])
 
 
+class _Outputs(TileOutputs):
+    """Outputs of tokens, in rows; their items are addresses of the tokens' sums, zero points and scales."""
+
+    def finished(self, rows: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
+        """Outputs of some tokens."""
+        emitter, builder = self.emitter, self.emitter.builder
+        real = ir.VectorType(F32, self.lanes)
+        kinds = [self.kind] * 3 + ([real] * 2 if self.floating else [])
+        forms = [
+            [emitter.load(at, kind, v * self.width) for at, kind in zip(self.forms, kinds, strict=False)]
+            for v in range(self.vectors)
+        ]
+        results = []
+        for row, totals in zip(rows, sums, strict=True):
+            kinds = [I32, I32, F32] if self.floating else [I32, I32]
+            items = zip(self.items, kinds, strict=False)
+            own = [emitter.splat(emitter.load(emitter.add(at, emitter.mul(row, 4)), kind)) for at, kind in items]
+            finished = []
+            for form, total in zip(forms, totals, strict=True):
+                whole = total
+                for k in (0, 1):
+                    whole = builder.add(whole, builder.mul(form[k], own[k]))
+                whole = builder.add(whole, form[2])
+                if self.floating:
+                    scaled = builder.fmul(emitter.to_float(whole), builder.fmul(own[2], form[3]))
+                    whole = builder.fadd(scaled, form[4])
+                finished.append(whole)
+            results.append(finished)
+        return results
+
+
 @intrinsic
 def _multiply_outputs(
     typingctx: Any,
@@ -138,85 +164,16 @@ def _multiply_outputs(
     sums: Any,
     counts: Any,
     forms: Any,
-    tokens: Any,
+    items: Any,
     out: Any,
     bits: Any,
     side: Any,
     factor: Any,
     result: Any,
 ) -> Any:
-    """Add the last products of a tile and some tokens to their sums, and make outputs of them.
-
-    Parameters
-    ----------
-    tile, rows, counts, bits, side
-        See `multiply_sums`.
-    sums : (int64, int64, int64)
-        Address of the sums to begin with, bytes from one token to the next, and address of room for sums, int32
-        (tokens, lanes of a tile).
-    forms : (int64, int64)
-        Address of the first row's numbers, and bytes from one kind of number to the next (see `RowForms`).
-    tokens : (int64, int64, int64)
-        Addresses of their sums, zero points and scales.
-    out : (int64, int64)
-        Address of the first token's outputs for these rows, whole vectors, and bytes from one token to the next.
-    factor, result : pointers
-        Their lengths are what sums are multiplied by, and `INTEGERS` or `FLOATS`.
-    """
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emitter = Emitter(builder, target())
-        parts = [cgutils.unpack_tuple(builder, args[i]) for i in range(1, 7)]
-        variant, ending = ([length(kind) for kind in signature.args[first : first + 2]] for first in (7, 9))
-        before, step, kept = parts[1]
-        outputs = _Outputs(emitter, kept, (before, step))
-        outputs.prepare(*parts[3:], doubled=ending[0] == 2, floating=ending[1] == FLOATS)
-        emit_products(emitter, (variant[0], variant[1]), args[0], [parts[0], parts[2]], outputs)
-        return context.get_dummy_value()
-
-    counted = (bits, side, factor, result)
-    return types.void(tile, rows, sums, counts, forms, tokens, out, *counted), emit
-
-
-class _Outputs(TileSums):
-    """Sums that become outputs; see `_multiply_outputs`."""
-
-    def prepare(self, forms: list[Any], tokens: list[Any], out: list[Any], *, doubled: bool, floating: bool) -> None:
-        """Set what `end` needs."""
-        emitter = self.emitter
-        self._forms = [emitter.add(forms[0], emitter.mul(forms[1], kind)) for kind in range(5)]
-        self._tokens, self._out = tokens, out
-        self._doubled, self._floating = doubled, floating
-
-    def end(self, rows: list[Any], values: list[Any]) -> None:
-        """Make outputs of whole sums."""
-        emitter, builder = self.emitter, self.emitter.builder
-        real = ir.VectorType(F32, self.lanes)
-        kinds = [self.kind] * 3 + ([real] * 2 if self._floating else [])
-        # All is loaded before anything is stored: LLVM cannot know that a store changes none of them.
-        forms = [
-            [emitter.load(at, kind, v * self.width) for at, kind in zip(self._forms, kinds, strict=False)]
-            for v in range(self.vectors)
-        ]
-        results = []
-        for i, row in enumerate(rows):
-            place = emitter.mul(row, 4)
-            kinds = [I32, I32, F32] if self._floating else [I32, I32]
-            items = zip(self._tokens, kinds, strict=False)
-            own = [emitter.splat(emitter.load(emitter.add(at, place), kind)) for at, kind in items]
-            for form, total in zip(forms, values[i * self.vectors : (i + 1) * self.vectors], strict=True):
-                whole = builder.add(total, total) if self._doubled else total
-                for k in (0, 1):
-                    whole = builder.add(whole, builder.mul(form[k], own[k]))
-                whole = builder.add(whole, form[2])
-                if self._floating:
-                    scaled = builder.fmul(emitter.to_float(whole), builder.fmul(own[2], form[3]))
-                    whole = builder.fadd(scaled, form[4])
-                results.append(whole)
-        for i, row in enumerate(rows):
-            to = emitter.add(self._out[0], emitter.mul(row, self._out[1]))
-            for v in range(self.vectors):
-                emitter.store(results[i * self.vectors + v], to, v * self.width)
+    """Add the last products of a tile and some tokens, and make outputs: see `emit_outputs` and `_Outputs`."""
+    arguments = (tile, rows, sums, counts, forms, items, out, bits, side, factor, result)
+    return types.void(*arguments), functools.partial(emit_outputs, _Outputs)
 
 
 @intrinsic

@@ -6,17 +6,31 @@ bits (see `tile_accumulator`). The other matrix comes row by row, four or two op
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
 from llmq_kernels.planes import chunk_codes
 from llmq_kernels.simd import I32, Accumulator, Emitter, Target, intrinsic, target, tile_accumulator
 from llmq_kernels.tiles import tile_shape
 from llmq_kernels.workers import length
 
-__all__ = ["TILE_IS_CODES", "TILE_IS_INPUTS", "TileSums", "emit_products", "multiply_sums", "step_unit"]
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "TILE_IS_CODES",
+    "TILE_IS_INPUTS",
+    "TileOutputs",
+    "emit_outputs",
+    "multiply_sums",
+    "step_unit",
+]
+
+INTEGERS: Final = 1
+FLOATS: Final = 2
+"""Of workers: inputs are int8 or float32, outputs int32 or float32."""
 
 TILE_IS_CODES: Final = 1
 """Of `multiply_sums`: the tile holds codes, and rows are inputs."""
@@ -130,6 +144,68 @@ class TileSums:
     def end(self, rows: list[Any], values: list[Any]) -> None:
         """Do with whole sums what is to be done."""
         self.keep(rows, values)
+
+
+class TileOutputs(TileSums, ABC):
+    """Sums that become outputs; see `emit_outputs`.
+
+    Parameters
+    ----------
+    emitter : Emitter
+    parts : list of list of value
+        The arguments of an intrinsic from its sums on: `sums`, `counts`, `forms`, `items`, `out`.
+    ending : (bool, bool)
+        Whether sums are doubled first, and whether outputs are float32 rather than int32.
+    """
+
+    def __init__(self, emitter: Emitter, parts: list[list[Any]], ending: tuple[bool, bool]) -> None:
+        (before, step, kept), _, (forms, kind_bytes), self.items, self._out = parts
+        super().__init__(emitter, kept, (before, step))
+        self.forms = [emitter.add(forms, emitter.mul(kind_bytes, kind)) for kind in range(5)]
+        self._doubled, self.floating = ending
+
+    def end(self, rows: list[Any], values: list[Any]) -> None:
+        """Make outputs of whole sums."""
+        emitter, builder = self.emitter, self.emitter.builder
+        # All is loaded before anything is stored: LLVM cannot know that a store changes none of them.
+        doubled = [builder.add(value, value) if self._doubled else value for value in values]
+        results = self.finished(rows, [doubled[i : i + self.vectors] for i in range(0, len(values), self.vectors)])
+        for row, result in zip(rows, results, strict=True):
+            to = emitter.add(self._out[0], emitter.mul(row, self._out[1]))
+            for v, value in enumerate(result):
+                emitter.store(value, to, v * self.width)
+
+    @abstractmethod
+    def finished(self, rows: list[Any], sums: list[list[Any]]) -> list[list[Any]]:
+        """Outputs of some rows, for each vector, of their sums."""
+
+
+def emit_outputs(outputs: type[TileOutputs], context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Emit an intrinsic that adds the last products of a tile to their sums, and makes outputs of them.
+
+    Its arguments, addresses and bytes in int64, are those of `multiply_sums` but for `sums`, and others::
+
+        tile, rows, sums, counts, forms, items, out, bits, side, factor, result
+
+    Parameters
+    ----------
+    outputs : type
+        Of `TileOutputs`.
+
+    Notes
+    -----
+    `sums` are the address of the sums to begin with, bytes from one row to the next, and the address of room for sums,
+    int32 (rows, lanes of a tile). `forms` are the address of the first number of a weight's rows, and bytes from one
+    kind of number to the next (see `RowForms`); `items` what `outputs` needs beside them; `out` the address of the
+    first row's outputs, whole vectors, and bytes from one row to the next. The lengths of `factor` and `result` are
+    what sums are multiplied by, and `INTEGERS` or `FLOATS`.
+    """
+    emitter = Emitter(builder, target())
+    rows, *parts = (cgutils.unpack_tuple(builder, args[i]) for i in range(1, 7))
+    bits, side, factor, result = (length(kind) for kind in signature.args[7:])
+    sums = outputs(emitter, parts, (factor == 2, result == FLOATS))
+    emit_products(emitter, (bits, side), args[0], [rows, parts[1]], sums)
+    return context.get_dummy_value()
 
 
 def step_unit(goal: Target, bits: int) -> int:
