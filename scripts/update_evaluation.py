@@ -33,7 +33,7 @@ HEADINGS: Final = (
     "KL from the original",
 )
 
-_RUNS: Final = (("float32", ()), ("int8", ()), ("int8", ("--kv-bits", "8")))
+_RUNS: Final = (("float32", ()), ("int8", ()), ("int8", ("--kv-bits", "8")), ("int8", ("--kv-bits", "4")))
 """Activations, and flags of the cache; float32 has a cache of 32 bits and int8 one of 16 unless flags say more."""
 
 

@@ -106,8 +106,11 @@ def context_section(models: Models) -> str:
     """Growth with the context."""
     contexts = "64,512,1024,2048,4096"
     rows = bench("generate", models.counterpart(_KIND), "--context", contexts, "-p", "128,512,2048", "-r", 3)
-    narrow = bench("generate", models.counterpart(_KIND), "--context", contexts, "-p", 128, "-r", 3, "--kv-bits", 8)
-    rows += [row | {"name": f"8-bit cache, {row['name']}"} for row in narrow if "decode" in row["name"]]
+    for bits in (8, 4):
+        narrow = bench(
+            "generate", models.counterpart(_KIND), "--context", contexts, "-p", 128, "-r", 3, "--kv-bits", bits
+        )
+        rows += [row | {"name": f"{bits}-bit cache, {row['name']}"} for row in narrow if "decode" in row["name"]]
     return figures(rows, _WHAT | _RATE | _MILLISECONDS | _RATIO)
 
 

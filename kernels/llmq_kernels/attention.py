@@ -38,8 +38,8 @@ _TILE: Final = 64
 _ROWS: Final = 32
 """Rows of a task for many tokens, about; a row is one head of one token."""
 
-_KINDS: Final = {4: 1, 2: 2, 1: 3}
-"""The variant of `attend` by bytes of an element."""
+_KINDS: Final = {32: 1, 16: 2, 8: 3, 4: 4}
+"""The variant of `attend` by bits of an element."""
 
 _PARALLEL: Final = 1 << 16
 """Products of queries and keys from which it pays to share the work: some 10 microseconds of it."""
@@ -98,7 +98,7 @@ def attend(p: Any, number: int, kind: Any) -> None:
     number : int
         Of this worker.
     kind : pointer
-        Its length is 1, 2 or 3 for a cache of float32, uint16 or int8.
+        A value of `_KINDS`, as its length.
     """
     queries = _carray(floats(p[_QUERIES]), (p[_QUERIES + 1], p[_QUERIES + 2], p[_QUERIES + 3]))
     shape = p[_CACHE + 4], p[_CACHE + 5], p[_CACHE + 6]
@@ -173,7 +173,7 @@ def _attend(
     plan = _plan(tokens, (group, cache.keys.shape[0]), start, window)
     parallel = queries.size * min(plan.window, start + tokens) >= _PARALLEL
     workers = threads() if parallel else 1
-    work = scratch.room("attention work", (workers, plan.block * group, line_size(plan, cache.keys.shape[2])))
+    work = scratch.room("attention work", (workers, plan.block * group, line_size(plan, cache.width)))
     lines = (
         scratch.room("attention lines", (plan.splits, tokens, heads, head_dim + 2)) if plan.splits > 1 else out[None]
     )
@@ -195,7 +195,7 @@ def _run(
     p[_CACHE + 4 : _PLAN] = *cache.keys.shape, cache.key_scale.shape[1]
     p[_PLAN:_WORK] = plan
     p[_WORK:_N_PARAMETERS] = address_of(work), *work.shape[1:], address_of(lines), *lines.shape
-    launch(worker_address(attend, _KINDS[cache.keys.dtype.itemsize]), place, work.shape[0])
+    launch(worker_address(attend, _KINDS[cache.bits]), place, work.shape[0])
 
 
 def _plan(tokens: int, heads: tuple[int, int], start: int, window: int | None) -> Plan:

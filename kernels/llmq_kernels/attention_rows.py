@@ -11,7 +11,8 @@ They work on lines of scratch (`attention_tasks`). The first and the last take 8
 
 from __future__ import annotations
 
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from llvmlite import ir
 from numba import types
@@ -20,13 +21,19 @@ from numba.core import cgutils
 from llmq_kernels import exponential
 from llmq_kernels.simd import intrinsic, target
 
-__all__ = ["LANES", "PADDED", "add_values", "score", "weigh"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BLOCK", "LANES", "PADDED", "add_values", "score", "weigh"]
 
 LANES: Final = 8
 """Floats of a vector of scores."""
 
 PADDED: Final = 16
 """Elements that heads are padded to multiples of: a vector of any instruction set."""
+
+BLOCK: Final = 32
+"""Elements of which 4-bit codes lie together: the first half in the lower halves of 16 bytes, the others above."""
 
 _AHEAD: Final = 8192
 """Bytes between what is read and what is fetched meanwhile into the second-level cache, for the first is too small."""
@@ -46,8 +53,8 @@ def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:
     ----------
     lines : float32 (len(rows), width)
         From 0 the query, from `2 * head_dim` room for the scores: n rounded up to a multiple of 8.
-    keys : float32, uint16 or int8 (n, head_dim)
-        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16.
+    keys : float32, uint16, int8 (n, head_dim) or uint8 (n, head_dim / 2)
+        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16. uint8 holds 4-bit codes in blocks of `BLOCK`.
     rows : tuple of int
         Its length, 1, 2 or 4, is the number of rows.
     """
@@ -62,8 +69,8 @@ def add_values(typing: Any, lines: Any, values: Any, rows: Any) -> Any:
     ----------
     lines : float32 (len(rows), width)
         From `head_dim` the sum, from `2 * head_dim` the weights: n rounded up to a multiple of 8, the rest zeros.
-    values : float32, uint16 or int8 (n, head_dim)
-        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16.
+    values : float32, uint16, int8 (n, head_dim) or uint8 (n, head_dim / 2)
+        As keys of `score`.
     rows : tuple of int
         Its length, 1 or 2, is the number of rows.
     """
@@ -88,42 +95,104 @@ def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: A
     return types.void(line, types.int64, types.int64, types.int64, types.int64), _emit_weigh
 
 
-def _vector(element: Any, rows: int) -> Any:
-    """LLVM type of the floats of a vector of elements.
-
-    One row with elements of 16 bits and more reads memory faster in small steps; otherwise large ones are quicker.
-    """
-    wide = target().width == 64 and (rows > 1 or element.bitwidth == 8)
-    return ir.VectorType(_FLOAT, 16 if wide else 8)
-
-
 class _Matrix:
     """A C-contiguous matrix as pointers."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
         self._builder = builder
-        self._element = kind.dtype
         self._base = array.data
-        self.rows, self.columns = cgutils.unpack_tuple(builder, array.shape, 2)
+        self.element = kind.dtype
+        self.rows, self._stride = cgutils.unpack_tuple(builder, array.shape, 2)
+        self.columns = builder.mul(self._stride, _I64(2)) if kind.dtype == types.uint8 else self._stride
 
     def at(self, row: Any, column: Any) -> Any:
-        """Pointer to an element."""
-        offset = self._builder.add(self._builder.mul(row, self.columns), column)
+        """Pointer to what is stored in a column of those that are stored."""
+        offset = self._builder.add(self._builder.mul(row, self._stride), column)
         return self._builder.gep(self._base, [offset])
 
-    def widen(self, pointer: Any, lanes: int) -> Any:
-        """Some elements as a vector of floats."""
+
+class _Elements:
+    """How stored elements are loaded and widened to vectors of floats.
+
+    Parameters
+    ----------
+    element : numba type
+        float32, uint16, int8 or uint8.
+    lanes : int
+        Of a vector: 8 or 16.
+
+    Attributes
+    ----------
+    step : int
+        Elements of a turn.
+    stored : int
+        Stored numbers of a turn.
+    places : list of list of int
+        For each vector that is loaded in a turn, where the vectors of floats made of it lie among the step's elements.
+    """
+
+    def __init__(self, builder: Any, element: Any, lanes: int) -> None:
+        self._builder = builder
+        self._element = element
+        self.lanes = lanes
+        self.step, self.stored, self.places = lanes, lanes, [[0]]
+        if element == types.uint8:
+            self.step, self.stored = BLOCK, BLOCK // 2
+            self.places = [[first, first + self.stored] for first in range(0, self.stored, lanes)]
+
+    def load(self, pointer: Any, number: int) -> Any:
+        """Load the vector `number` of the turn that begins at a pointer; codes of 4 bits stay in pairs."""
         builder, element = self._builder, self._element
-        stored = ir.VectorType({types.float32: _FLOAT}.get(element, ir.IntType(element.bitwidth)), lanes)
+        stored = ir.VectorType({types.float32: _FLOAT}.get(element, ir.IntType(element.bitwidth)), self.lanes)
+        pointer = builder.gep(pointer, [_I64(number * self.lanes)])
         raw = builder.load(builder.bitcast(pointer, stored.as_pointer()), align=element.bitwidth // 8)
         if element == types.float32:
             return raw
-        wide, floats = ir.VectorType(_I32, lanes), ir.VectorType(_FLOAT, lanes)
+        wide, floats = ir.VectorType(_I32, self.lanes), ir.VectorType(_FLOAT, self.lanes)
         if element == types.uint16:
-            shift = ir.Constant(wide, [16] * lanes)
+            shift = ir.Constant(wide, [16] * self.lanes)
             return builder.bitcast(builder.shl(builder.zext(raw, wide), shift), floats)
+        if element == types.uint8:
+            return builder.zext(raw, wide)
         return builder.sitofp(builder.sext(raw, wide), floats)
+
+    def part(self, loaded: Any, number: int) -> Any:
+        """Make the floats `number` of a vector that was loaded."""
+        if self._element != types.uint8:
+            return loaded
+        if self.lanes == 16:
+            return self._looked_up(loaded, number)
+        builder, wide = self._builder, loaded.type
+        up, down = (ir.Constant(wide, [shift] * self.lanes) for shift in (28 - 4 * number, 28))
+        return builder.sitofp(builder.ashr(builder.shl(loaded, up), down), ir.VectorType(_FLOAT, self.lanes))
+
+    def _looked_up(self, pairs: Any, number: int) -> Any:
+        """Floats of 16 codes by a table; its index is the low 4 bits of a lane, whatever stands above them."""
+        builder = self._builder
+        floats = ir.VectorType(_FLOAT, 16)
+        table = ir.Constant(floats, [float(code - 16 * (code > 7)) for code in range(16)])
+        look_up = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(floats, [floats, pairs.type]),
+            "llvm.x86.avx512.permvar.sf.512",
+        )
+        index = builder.lshr(pairs, ir.Constant(pairs.type, [4] * 16)) if number else pairs
+        return builder.call(look_up, [table, index])
+
+
+def _elements_of(builder: Any, matrix: _Matrix, rows: int) -> _Elements:
+    """Vectors as they suit a number of rows.
+
+    One row with elements of 16 bits and more reads memory faster in small steps; otherwise large ones are quicker.
+    """
+    wide = target().width == 64 and (rows > 1 or matrix.element.bitwidth == 8)
+    return _Elements(builder, matrix.element, 16 if wide else 8)
+
+
+def _load_floats(builder: Any, pointer: Any, lanes: int) -> Any:
+    """Some floats of scratch."""
+    return builder.load(builder.bitcast(pointer, ir.VectorType(_FLOAT, lanes).as_pointer()), align=4)
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -183,21 +252,28 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     keys = _Matrix(context, builder, signature.args[1], arguments[1])
     rows = len(signature.args[2])
     last = builder.sub(keys.rows, _I64(1))
-    elements = _vector(signature.args[1].dtype, rows)
-    room = [cgutils.alloca_once(builder, elements) for _ in range(LANES)]
+    elements = _elements_of(builder, keys, rows)
+    sums = ir.VectorType(_FLOAT, elements.lanes)
+    room = [cgutils.alloca_once(builder, sums) for _ in range(LANES)]
     with _steps(builder, keys.rows, LANES // rows) as (first, _):
         starts = [keys.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
         for total in room:
-            builder.store(ir.Constant(elements, [0.0] * elements.count), total)
-        with _steps(builder, keys.columns, elements.count) as (column, _):
-            behind = builder.mul(column, _I64(len(starts)))
-            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, elements.count * len(starts))
-            queries = [lines.widen(lines.at(_I64(row), column), elements.count) for row in range(rows)]
-            for i, start in enumerate(starts):
-                key = keys.widen(builder.gep(start, [column]), elements.count)
-                for row, query in enumerate(queries):
-                    total = room[row * len(starts) + i]
-                    builder.store(_multiply_add(builder, query, key, builder.load(total)), total)
+            builder.store(ir.Constant(sums, [0.0] * elements.lanes), total)
+        with _turns(builder, keys, elements, starts) as (column, places):
+            for number, parts in enumerate(elements.places):
+                at = [builder.add(column, _I64(place)) for place in parts]
+                queries = [
+                    [_load_floats(builder, lines.at(_I64(row), place), elements.lanes) for place in at]
+                    for row in range(rows)
+                ]
+                for i, place in enumerate(places):
+                    loaded = elements.load(place, number)
+                    for part in range(len(parts)):
+                        key = elements.part(loaded, part)
+                        for row in range(rows):
+                            total = room[row * len(starts) + i]
+                            found = _multiply_add(builder, queries[row][part], key, builder.load(total))
+                            builder.store(found, total)
         found = _sums(builder, [builder.load(total) for total in room])
         column = builder.add(builder.mul(keys.columns, _I64(2)), first)
         for row in range(rows):
@@ -206,31 +282,43 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     return context.get_dummy_value()
 
 
+@contextmanager
+def _turns(builder: Any, matrix: _Matrix, elements: _Elements, starts: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Loop over columns: yields the first of a turn, and where it is stored in each row; asks for later ones."""
+    with _steps(builder, matrix.columns, elements.step) as (column, _):
+        stored = column if elements.step == elements.stored else builder.lshr(column, _I64(1))
+        behind = builder.mul(stored, _I64(len(starts)))
+        _fetch(builder, builder.gep(starts[0], [behind]), matrix.element, elements.stored * len(starts))
+        yield column, [builder.gep(start, [stored]) for start in starts]
+
+
 def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     lines = _Matrix(context, builder, signature.args[0], arguments[0])
     values = _Matrix(context, builder, signature.args[1], arguments[1])
     rows = len(signature.args[2])
     last = builder.sub(values.rows, _I64(1))
-    elements = _vector(signature.args[1].dtype, rows)
+    elements = _elements_of(builder, values, rows)
+    sums = ir.VectorType(_FLOAT, elements.lanes)
     with _steps(builder, values.rows, LANES // rows) as (first, _):
         starts = [values.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
         column = builder.add(builder.mul(values.columns, _I64(2)), first)
         columns = [builder.add(column, _I64(i)) for i in range(len(starts))]
         weights = [
-            [_spread(builder, builder.load(lines.at(_I64(row), column)), elements) for column in columns]
+            [_spread(builder, builder.load(lines.at(_I64(row), column)), sums) for column in columns]
             for row in range(rows)
         ]
-        with _steps(builder, values.columns, elements.count) as (column, _):
-            behind = builder.mul(column, _I64(len(starts)))
-            _fetch(builder, builder.gep(starts[0], [behind]), signature.args[1].dtype, elements.count * len(starts))
-            found = [values.widen(builder.gep(start, [column]), elements.count) for start in starts]
-            for row in range(rows):
-                place = lines.at(_I64(row), builder.add(values.columns, column))
-                place = builder.bitcast(place, elements.as_pointer())
-                total = builder.load(place, align=4)
-                for weight, value in zip(weights[row], found, strict=True):
-                    total = _multiply_add(builder, weight, value, total)
-                builder.store(total, place, align=4)
+        with _turns(builder, values, elements, starts) as (column, places):
+            for number, parts in enumerate(elements.places):
+                loaded = [elements.load(place, number) for place in places]
+                for part, offset in enumerate(parts):
+                    found = [elements.part(vector, part) for vector in loaded]
+                    at = builder.add(values.columns, builder.add(column, _I64(offset)))
+                    for row in range(rows):
+                        place = builder.bitcast(lines.at(_I64(row), at), sums.as_pointer())
+                        total = builder.load(place, align=4)
+                        for weight, value in zip(weights[row], found, strict=True):
+                            total = _multiply_add(builder, weight, value, total)
+                        builder.store(total, place, align=4)
     return context.get_dummy_value()
 
 

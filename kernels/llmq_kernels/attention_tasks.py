@@ -19,6 +19,7 @@ import numpy as np
 from llmq_kernels.attention_rows import LANES, add_values, score, weigh
 from llmq_kernels.exponential import exp
 from llmq_kernels.jit import jit
+from llmq_kernels.keyvalue_rows import row_elements, turn_row
 
 __all__ = ["Plan", "line_size", "run_task", "sum_up"]
 
@@ -54,7 +55,7 @@ def line_size(plan: Plan, head_dim: int) -> int:
 
 @jit
 def _scale(scores: np.ndarray, scale: np.ndarray) -> None:
-    """Multiply float32 (n,) by the scales of 8-bit elements, if they have any."""
+    """Multiply float32 (n,) by the scales of codes, if there are any."""
     for i in range(scale.size):
         scores[i] *= scale[i]
 
@@ -67,10 +68,10 @@ def _meet(work: np.ndarray, pair: Any, scales: tuple[np.ndarray, np.ndarray], lo
     ----------
     work : float32 (rows, 2 * head_dim + tile + 2)
         Lines of the rows, token by token.
-    pair : ((n, head_dim), (n, head_dim))
+    pair : ((n, head_dim), (n, head_dim)), or half as wide
         Keys and values of the tile, as the cache holds them.
     scales : (float32 (n,), float32 (n,)) or empty
-        Of elements in 8 bits.
+        Of codes.
     low : int
         Position of the tile's first key.
     shape : (int, int, int)
@@ -78,7 +79,7 @@ def _meet(work: np.ndarray, pair: Any, scales: tuple[np.ndarray, np.ndarray], lo
     """
     keys, values = pair
     position, heads, window = shape
-    rows, head_dim, high = work.shape[0], keys.shape[1], low + keys.shape[0]
+    rows, head_dim, high = work.shape[0], row_elements(keys), low + keys.shape[0]
     row = 0
     while row < rows:
         count = 4 if row + 4 <= rows else 1
@@ -126,7 +127,7 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
         there is one stretch only.
     """
     tokens, heads, size = queries.shape
-    head_dim = cache[0].shape[2]
+    head_dim = row_elements(cache[0])
     group = heads // cache[0].shape[0]
     blocks = (tokens + plan.block - 1) // plan.block
     part = number % plan.splits
@@ -140,10 +141,11 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
     scale = np.float32(1.0) / np.sqrt(np.float32(size))
     for row in range(rows):
         line = work[row]
-        for d in range(2 * head_dim):
-            line[d] = np.float32(0.0)
+        line[size:head_dim] = np.float32(0.0)
         for d in range(size):
             line[d] = queries[token + row // group, shared * group + row % group, d] * scale
+        turn_row(line[:head_dim], line[head_dim : 2 * head_dim], cache[0])
+        line[head_dim : 2 * head_dim] = np.float32(0.0)
         line[state], line[state + 1] = np.float32(-np.inf), np.float32(0.0)
     position = plan.start + token
     low = max(plan.low + part * plan.split, position - plan.window + 1, 0)
@@ -155,6 +157,7 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
         _meet(work, (keys[a:b], values[a:b]), scales, a, (position, group, plan.window))
     for row in range(rows):
         out = lines[part, token + row // group, shared * group + row % group]
+        turn_row(work[row, head_dim : 2 * head_dim], work[row, :head_dim], values)
         share = np.float32(1.0) if plan.splits > 1 else np.float32(1.0) / work[row, state + 1]
         for d in range(size):
             out[d] = work[row, head_dim + d] * share

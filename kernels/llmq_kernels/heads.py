@@ -10,7 +10,7 @@ import numpy as np
 
 from llmq_kernels.doors import frozen, matrix_of
 from llmq_kernels.jit import jit
-from llmq_kernels.keyvalues import store_row
+from llmq_kernels.keyvalue_rows import store_row
 from llmq_kernels.norm import rms_norm_reference, rms_norm_row
 from llmq_kernels.rope import rope_reference, rope_row
 

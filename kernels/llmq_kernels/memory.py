@@ -64,8 +64,8 @@ def pointer_address(typingctx: Any, pointer: Any) -> Any:
 
 @intrinsic
 def elements(typingctx: Any, address: Any, variant: Any) -> Any:
-    """Make a pointer of an int64 address: to float32, uint16 or int8 where the variant's length is 1, 2 or 3."""
-    kind = (types.float32, types.uint16, types.int8)[variant.dtype.count - 1]
+    """Make a pointer of an int64 address: to float32, uint16, int8 or uint8 where the variant's length is 1 to 4."""
+    kind = (types.float32, types.uint16, types.int8, types.uint8)[variant.dtype.count - 1]
     return types.CPointer(kind)(address, variant), _emit_pointer
 
 

@@ -54,7 +54,7 @@ class GenerateSettings:
         Tokens in the cache, at most, when more are made.
     threads : tuple of int
     compute : {"int8", "float32"}
-    kv_bits : {32, 16, 8}, optional
+    kv_bits : {32, 16, 8, 4}, optional
         Of an element of the cache; see `llmq.load`.
     runs : int
         Each figure is the median of so many.
@@ -78,7 +78,7 @@ class Session:
     ----------
     model : str or Path
     compute : {"int8", "float32"}
-    kv_bits : {32, 16, 8}, optional
+    kv_bits : {32, 16, 8, 4}, optional
     """
 
     def __init__(

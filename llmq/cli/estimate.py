@@ -42,7 +42,7 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
     "--context", type=click.IntRange(min=1), metavar="N", help="Tokens of the cache.  [default: 4096, or what it has]"
 )
 @click.option(
-    "--kv-bits", type=click.Choice(["32", "16", "8"]), default="16", show_default=True, help="Bits of the cache."
+    "--kv-bits", type=click.Choice(["32", "16", "8", "4"]), default="16", show_default=True, help="Bits of the cache."
 )
 @click.option("--max-memory", type=SIZE, help="Bound on the memory of quantizing, such as 2GiB.")
 @click.option(

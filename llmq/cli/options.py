@@ -55,7 +55,7 @@ def budget_options(command: _Command) -> _Command:
         click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens that --ram leaves room for."),
         click.option(
             "--kv-bits",
-            type=click.Choice(["32", "16", "8"]),
+            type=click.Choice(["32", "16", "8", "4"]),
             callback=lambda _context, _option, value: None if value is None else int(value),
             help="Bits of the cache that --ram leaves room for.  [default: 16]",
         ),
@@ -85,7 +85,7 @@ def kv_bits_option(command: _Command) -> _Command:
 
     return click.option(
         "--kv-bits",
-        type=click.Choice(["16", "8"]),
+        type=click.Choice(["16", "8", "4"]),
         callback=number,
         help="Bits of an element of the key-value cache.  [default: 16; 32 with --compute float32]",
     )(command)

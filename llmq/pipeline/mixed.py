@@ -56,7 +56,9 @@ def available_bytes(goal: Goal, source: Source) -> int | None:
             "--ram is too small",
             expected=f"more than {cache + RUN_BYTES} bytes (cache {cache}, process {RUN_BYTES})",
             found=f"{goal.ram} bytes",
-            hint="--kv-bits 8, or a smaller --context" if goal.kv_bits > 8 else "a smaller --context",
+            hint=f"--kv-bits {8 if goal.kv_bits > 8 else 4}, or a smaller --context"
+            if goal.kv_bits > 4
+            else "a smaller --context",
         )
     return left
 

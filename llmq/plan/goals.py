@@ -15,6 +15,7 @@ from llmq.plan.choose import AUTO
 from llmq.plan.targets import TARGETS, fused_group
 from llmq.spec import Assigned, Goal, QuantSpec
 from llmq.system.sizes import format_size
+from llmq_kernels.keyvalues import KV_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +54,8 @@ def make_goal(
         raise UsageError(f"{' and '.join(given)} cannot both be kept to", hint="give one of them")
     if (ram is None) != (context is None):
         raise UsageError("--ram and --context belong together", hint="--ram 24GiB --context 8192")
-    if kv_bits is not None and (ram is None or kv_bits not in (32, 16, 8)):
-        raise UsageError("--kv-bits goes with --ram", expected="32, 16 or 8", found=kv_bits)
+    if kv_bits is not None and (ram is None or kv_bits not in KV_BITS):
+        raise UsageError("--kv-bits goes with --ram", expected="32, 16, 8 or 4", found=kv_bits)
     for flag, value in (given | ({"--context": context} if context is not None else {})).items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{flag} must be positive", found=value)

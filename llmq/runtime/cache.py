@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmq.errors import ResourceError, UsageError
-from llmq_kernels.keyvalues import KeyValues, padded
+from llmq_kernels.keyvalue_rows import padded
+from llmq_kernels.keyvalues import KV_BITS, KeyValues
 from llmq_kernels.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ __all__ = ["KVCache", "kv_bytes"]
 
 def kv_bytes(config: DecoderConfig, tokens: int, bits: int) -> int:
     """Bytes of the keys and values of `tokens` tokens."""
-    scale = 4 if bits == 8 else 0
-    return 2 * config.n_layers * config.n_kv_heads * tokens * (padded(config.head_dim) * bits // 8 + scale)
+    scale = 4 if bits <= 8 else 0
+    return 2 * config.n_layers * config.n_kv_heads * tokens * (padded(config.head_dim, bits) * bits // 8 + scale)
 
 
 class KVCache:
@@ -32,8 +33,8 @@ class KVCache:
     config : DecoderConfig
     capacity : int
         Tokens to make room for at first.
-    bits : {32, 16, 8}
-        Of an element: float32, bfloat16, or 8-bit integers with a scale for each token and head.
+    bits : {32, 16, 8, 4}
+        Of an element: float32, bfloat16, or integers of 8 or 4 bits with a scale for each token and head.
 
     Raises
     ------
@@ -52,8 +53,8 @@ class KVCache:
     """
 
     def __init__(self, config: DecoderConfig, capacity: int, bits: int = 32) -> None:
-        if bits not in (32, 16, 8):
-            raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=bits)
+        if bits not in KV_BITS:
+            raise UsageError("unknown kv_bits", expected="32, 16, 8 or 4", found=bits)
         self.bits = bits
         self.tokens: list[int] = []
         self.scratch = Scratch()

@@ -24,6 +24,7 @@ from llmq.runtime.weights import Weights
 from llmq.system.cpus import keep_to_quota
 from llmq.system.sizes import format_size
 from llmq_kernels.jit import has_run
+from llmq_kernels.keyvalues import KV_BITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +68,9 @@ def load(
     compute : {"int8", "float32"}
         Whether packed layers quantize activations to int8 on the fly (faster) or keep them exact. Layers that are not
         quantized always compute in float32.
-    kv_bits : {32, 16, 8}, optional
-        Bits of an element of the key-value caches: float32, bfloat16, or 8-bit integers with a scale for each token
-        and head. Left out it is 16, and 32 where `compute` is "float32".
+    kv_bits : {32, 16, 8, 4}, optional
+        Bits of an element of the key-value caches: float32, bfloat16, or integers of 8 or 4 bits with a scale for each
+        token and head. Left out it is 16, and 32 where `compute` is "float32".
     revision : str, optional
         Branch, tag or commit of a Hub repository.
     max_memory : int, optional
@@ -138,8 +139,8 @@ def _load(
     """Load a model whose weights are where memory allows, or all mapped where there are no wishes."""
     if compute not in get_args(Compute):
         raise UsageError("unknown compute", expected=" or ".join(get_args(Compute)), found=compute)
-    if kv_bits not in (None, 32, 16, 8):
-        raise UsageError("unknown kv_bits", expected="32, 16 or 8", found=kv_bits)
+    if kv_bits not in (None, *KV_BITS):
+        raise UsageError("unknown kv_bits", expected="32, 16, 8 or 4", found=kv_bits)
     keep_to_quota()
     with open_local(path, revision=revision) as source:
         found = _open(source, compute, kv_bits or (32 if compute == "float32" else 16))

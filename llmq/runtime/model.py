@@ -54,7 +54,7 @@ class Model:
         Bits of all tensors over all parameters.
     stop_tokens : frozenset of int
         Ids that end a text, by the configuration files.
-    kv_bits : {32, 16, 8}
+    kv_bits : {32, 16, 8, 4}
         Bits of an element of the caches: float32, bfloat16 or 8-bit integers.
     held : Held or None
         What the weights are views of.

@@ -69,7 +69,7 @@ def test_generate_quantize_and_memory_as_json(call, tmp_path, write_pico):
 def test_generate_counts_the_bytes_of_a_narrower_cache(call, tmp_path, write_pico):
     model = write_pico(tmp_path / "m")
     read = {}
-    for bits in (16, 8):
+    for bits in (16, 8, 4):
         flags = ("-p", 4, "--context", 16, "-r", 1, "-t", 1, "--kv-bits", bits, "--json")
         found = json.loads(call("-q", "bench", "generate", model, *flags)[1])
         assert found["settings"]["kv_bits"] == bits

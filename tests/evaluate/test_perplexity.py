@@ -143,6 +143,7 @@ FORMS = {
     "float32": ({}, {"compute": "float32"}),
     "int8": ({}, {"compute": "int8"}),
     "int8 cache": ({}, {"compute": "int8", "kv_bits": 8}),
+    "4-bit cache": ({}, {"compute": "int8", "kv_bits": 4}),
     "dynamic": (
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
         {"compute": "float32"},

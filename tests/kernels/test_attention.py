@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmq_kernels.attention import attention, attention_reference
-from llmq_kernels.keyvalues import KeyValues, decode_rows_reference
+from llmq_kernels.keyvalue_rows import decode_rows_reference
+from llmq_kernels.keyvalues import KeyValues
 from llmq_kernels.scratch import Scratch
 
 
@@ -26,7 +27,7 @@ def held(keys, values, bits):
     group=st.integers(1, 5),
     head_dim=st.sampled_from([2, 6, 16, 33, 64]),
     start=st.one_of(st.integers(0, 150), st.integers(500, 700)),
-    bits=st.sampled_from([32, 16, 8]),
+    bits=st.sampled_from([32, 16, 8, 4]),
     spare=st.integers(0, 5),
     window=st.one_of(st.none(), st.integers(1, 90)),
     size=st.sampled_from([0.01, 1.0, 20.0]),
@@ -53,7 +54,7 @@ def test_a_long_context_in_pieces():
     np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
 @pytest.mark.parametrize(("tokens", "start", "window"), [(1, 3000, None), (3, 2000, 700), (90, 10, None), (90, 50, 33)])
 def test_the_number_of_threads_changes_nothing(tokens, start, window, bits, each_thread_count):
     rng = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def test_the_number_of_threads_changes_nothing(tokens, start, window, bits, each
     each_thread_count(lambda: [attention(queries, cache, start=start, window=window).tobytes()])
 
 
-@pytest.mark.parametrize(("bits", "bound"), [(16, 0.02), (8, 0.05)])
+@pytest.mark.parametrize(("bits", "bound"), [(16, 0.02), (8, 0.05), (4, 0.25)])
 def test_fewer_bits_cost_little(bits, bound):
     rng = np.random.default_rng(0)
     queries, (keys, values) = random(rng, 1, 8, 128), random(rng, 2, 2, 600, 128)
@@ -84,7 +85,7 @@ def test_huge_scores_do_not_overflow():
     np.testing.assert_array_equal(attention(queries, KeyValues.of(keys, values), start=1), 1.0)
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_nan_is_not_lost(bits):
     rng = np.random.default_rng(0)
     queries, keys, values = random(rng, 3, 2, 8), random(rng, 1, 40, 8), random(rng, 1, 40, 8)

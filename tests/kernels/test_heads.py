@@ -3,13 +3,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmq_kernels.hadamard import hadamard_reference
 from llmq_kernels.heads import HeadNorms, store_heads, store_heads_reference
-from llmq_kernels.keyvalues import KeyValues, decode_rows_reference, encode_rows_reference
+from llmq_kernels.keyvalue_rows import decode_rows_reference, encode_rows_reference, padded
+from llmq_kernels.keyvalues import KeyValues
 
 
 def turns(tokens, half, seed=0):
     angles = np.random.default_rng(seed).uniform(-7, 7, (tokens, half)).astype(np.float32)
     return np.cos(angles), np.sin(angles)
+
+
+def widened(rows, size):
+    return np.pad(rows, ((0, 0), (0, 0), (0, size - rows.shape[2])))
 
 
 def random(seed, *shape):
@@ -22,7 +28,7 @@ def random(seed, *shape):
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     half=st.sampled_from([1, 3, 8, 17]),
-    bits=st.sampled_from([32, 16, 8]),
+    bits=st.sampled_from([32, 16, 8, 4]),
     normed=st.booleans(),
     position=st.integers(0, 5),
 )
@@ -44,15 +50,21 @@ def test_agrees_with_the_reference(tokens, kv_heads, group, half, bits, normed, 
         (cache.keys, cache.key_scale, expected[1]),
         (cache.values, cache.value_scale, values),
     ):
-        assert not stored[:, new, head_dim:].any()
-        found = decode_rows_reference(stored[:, new, :head_dim], scale[:, new]).transpose(1, 0, 2)
-        step = {32: 1e-5, 16: 2.0**-8 * np.abs(rows), 8: np.abs(rows).max(axis=2, initial=0, keepdims=True) / 253}[bits]
+        found = decode_rows_reference(stored[:, new], scale[:, new]).transpose(1, 0, 2)
+        if bits == 4:  # what is held is transformed: an error may lie anywhere in a row
+            found, rows = hadamard_reference(found), hadamard_reference(widened(rows, found.shape[2]))
+            step = np.abs(rows).max(axis=2, initial=0, keepdims=True) / 7.99
+        else:
+            assert not found[:, :, head_dim:].any()
+            found = found[:, :, :head_dim]
+            largest = np.abs(rows).max(axis=2, initial=0, keepdims=True)
+            step = {32: 1e-5, 16: 2.0**-8 * np.abs(rows), 8: largest / 253}[bits]
         assert (np.abs(found - rows) <= step + 1e-6).all()
         assert (stored[:, :position] == 7).all()
         assert (stored[:, position + tokens :] == 7).all()
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_values_are_held_as_the_reference_says(bits):
     values = random(0, 40, 2, 16) * 10.0 ** np.random.default_rng(1).integers(-3, 4, (40, 2, 1)).astype(np.float32)
     values[3] = 0.0
@@ -61,7 +73,9 @@ def test_values_are_held_as_the_reference_says(bits):
     values[7, 0, :4] = [127.0, 0.5, 1.5, -2.5]  # ties
     cache = KeyValues.empty((2, 40, 16), bits)
     store_heads((values.copy(), values.copy(), values), turns(40, 8), cache, position=0)
-    stored, scale = encode_rows_reference(values.transpose(1, 0, 2).copy(), bits)
+    rows = widened(values.transpose(1, 0, 2), padded(16, bits))
+    with np.errstate(invalid="ignore"):
+        stored, scale = encode_rows_reference(rows, bits)
     np.testing.assert_array_equal(cache.values, stored)
     np.testing.assert_array_equal(cache.value_scale, scale)
 
