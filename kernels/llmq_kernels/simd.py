@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numba.core.codegen
 import numba.extending
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -26,6 +27,7 @@ __all__ = [
     "Emitter",
     "Target",
     "constant",
+    "host_cpu",
     "host_features",
     "intrinsic",
     "new_accumulator",
@@ -64,12 +66,16 @@ class Target:
         Whether float16 converts in hardware; LLVM cannot compile the conversion of a vector elsewhere.
     shifts_bytes : bool
         Whether one instruction makes bytes of any neighbouring bits of 64 (`vpmultishiftqb` of AVX-512 VBMI).
+    double_pumped : bool
+        Whether a vector passes through units of half its width in two turns, so that products take more time than the
+        loads of what they multiply.
     """
 
     name: str
     width: int
     half: bool
     shifts_bytes: bool = False
+    double_pumped: bool = False
 
     @property
     def lanes(self) -> int:
@@ -98,21 +104,25 @@ _ROWS: Final[tuple[tuple[str, int, tuple[str, ...]], ...]] = (
 )
 """Instruction sets, best first: name, bytes of a vector, features that it needs. `portable` needs none."""
 
+_DOUBLE_PUMPED: Final = ("znver4",)
+"""LLVM's names of processors whose AVX-512 units are half as wide as its vectors."""
 
-def target_for(features: frozenset[str]) -> Target:
-    """Choose the best instruction set for a CPU.
+
+def target_for(features: frozenset[str], cpu: str = "") -> Target:
+    """Choose the best instruction set for features of a CPU; `cpu` is LLVM's name for it.
 
     Examples
     --------
-    >>> target_for(frozenset({"avx2", "f16c", "fma"}))
-    Target(name='avx2', width=32, half=True, shifts_bytes=False)
+    >>> target_for(frozenset({"avx2", "f16c", "fma"})).name
+    'avx2'
     >>> target_for(frozenset())
-    Target(name='portable', width=16, half=False, shifts_bytes=False)
+    Target(name='portable', width=16, half=False, shifts_bytes=False, double_pumped=False)
     """
     half = "f16c" in features or "neon" in features or "avx512f" in features
     for name, width, needed in _ROWS:
         if features.issuperset(needed):
-            return Target(name, width, half, width == 64 and "avx512vbmi" in features)
+            wide = width == 64
+            return Target(name, width, half, wide and "avx512vbmi" in features, wide and cpu in _DOUBLE_PUMPED)
     return Target("portable", 16, half)
 
 
@@ -125,10 +135,15 @@ def host_features() -> frozenset[str]:
     return frozenset(part[1:] for part in text.split(",") if part.startswith("+"))
 
 
+def host_cpu() -> str:
+    """LLVM's name of the processor that Numba compiles for: the machine's, or `NUMBA_CPU_NAME`."""
+    return str(_config.CPU_NAME or llvm.get_host_cpu_name())
+
+
 @functools.cache
 def target() -> Target:
     """Return the instruction set of this process."""
-    return target_for(host_features())
+    return target_for(host_features(), host_cpu())
 
 
 # --- emitting ---------------------------------------------------------------------------------------------------

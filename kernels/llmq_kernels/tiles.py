@@ -22,12 +22,16 @@ __all__ = ["BLOCK", "tile_rows", "tile_shape", "unpack_tile"]
 BLOCK: Final = 512
 """Columns of a tile: whole chunks of every width of code, and whole groups of activations."""
 
-_SHAPES: Final = {"avx512vnni": (1, 8), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
+_SHAPES: Final = {"avx512vnni": (2, 6), "avxvnni": (2, 4), "avx2": (2, 4), "neon": (4, 4)}
 
 
 def tile_shape(goal: Target) -> tuple[int, int]:
-    """Return vectors of rows in a tile, and tokens that meet them at a time: registers hold their sums."""
-    return _SHAPES.get(goal.name, (2, 2))
+    """Return vectors of rows in a tile, and tokens that meet them at a time: registers hold their sums.
+
+    AVX-512 units that start two products a cycle need as many operands: each four codes of a token serve two vectors,
+    or else loads take longer than products.
+    """
+    return (1, 8) if goal.double_pumped else _SHAPES.get(goal.name, (2, 2))
 
 
 def tile_rows(goal: Target) -> int:

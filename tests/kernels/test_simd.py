@@ -12,6 +12,7 @@ from llmq_kernels.simd import (
     I8,
     I32,
     Target,
+    host_cpu,
     host_features,
     new_accumulator,
     target,
@@ -58,6 +59,19 @@ def test_the_best_instruction_set_of_a_cpu(features, expected):
     assert target_for(frozenset(features)) == expected
 
 
+def test_vectors_that_take_two_turns_are_known_by_the_processor():
+    assert target_for(frozenset(V512), "znver4") == Target("avx512vnni", 64, half=True, double_pumped=True)
+    assert not target_for(frozenset(V512), "sapphirerapids").double_pumped
+    assert not target_for(frozenset({"avx2"}), "znver4").double_pumped
+
+
+def test_the_processor_is_the_one_that_numba_compiles_for(monkeypatch):
+    monkeypatch.setattr(numba.config, "CPU_NAME", "nehalem")
+    assert host_cpu() == "nehalem"
+    monkeypatch.setattr(numba.config, "CPU_NAME", None)
+    assert host_cpu() not in ("", "nehalem")
+
+
 def test_features_are_those_that_numba_compiles_for(monkeypatch):
     monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,-f16c,+fma,")
     assert host_features() == {"avx2", "fma"}
@@ -71,7 +85,7 @@ def test_features_are_those_that_numba_compiles_for(monkeypatch):
 
 
 def test_this_process_has_one():
-    assert target() == target_for(host_features())
+    assert target() == target_for(host_features(), host_cpu())
     assert target().name in ACCUMULATORS
 
 

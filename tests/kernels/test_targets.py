@@ -38,9 +38,9 @@ def present(features):
     return frozenset(key for key, yes in features.items() if yes)
 
 
-def run_masked(run_program, name, widths):
+def run_masked(run_program, name, widths, cpu=None):
     features = ",".join(f"{'+' if yes else '-'}{key}" for key, yes in sorted(masked(name).items()))
-    done = run_program("any_target", *widths, NUMBA_CPU_NAME=None, NUMBA_CPU_FEATURES=features)
+    done = run_program("any_target", *widths, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features)
     assert done.returncode == 0, done.stderr[-3000:]
     used, _, count = done.stdout.split()
     assert used == name
@@ -50,6 +50,13 @@ def run_masked(run_program, name, widths):
 @pytest.mark.parametrize("name", here())
 def test_with_some_features_masked(run_program, name):
     run_masked(run_program, name, (3,))
+
+
+@pytest.mark.skipif("avx512vnni" not in here(), reason="has no AVX-512 VNNI")
+@pytest.mark.parametrize("cpu", ["znver4", "icelake-server"])
+def test_tiles_of_processors_with_whole_and_half_units(run_program, cpu):
+    if llvm.get_host_cpu_name() != cpu:  # else the test above has run it
+        run_masked(run_program, "avx512vnni", (3,), cpu)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def stand_in(name: str, width: str) -> None:
     """Emit for another instruction set; its code needs a cache of its own."""
     forced = simd.Target(name, int(width), half=simd.target().half)
     simd.target.cache_clear()
-    simd.target_for = lambda features: forced
+    simd.target_for = lambda features, cpu: forced
     simd.ACCUMULATORS[name] = StandIn
 
 

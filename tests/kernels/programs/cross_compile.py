@@ -78,7 +78,7 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     compile_nothing()
     goal = target_of(name)
-    simd.target_for = lambda features: goal
+    simd.target_for = lambda features, cpu: goal
     machine = MACHINES[name].open()
     for text in sys.argv[3:]:
         worker, lengths = text.split(":")

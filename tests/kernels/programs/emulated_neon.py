@@ -150,7 +150,7 @@ def main() -> None:
     """Compile, emulate, compare."""
     compile_nothing()
     goal = target_of("neon")
-    simd.target_for = lambda features: goal
+    simd.target_for = lambda features, cpu: goal
     emulator = Emulator()
     bundle.worker_address, bundle.launch = emulator.worker_address, emulator.launch
     dense_rows.worker_address = emulator.worker_address
