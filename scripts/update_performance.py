@@ -7,6 +7,7 @@ Takes an hour or two on two cores; a section at a time can be renewed. Peers tha
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import format_size
 from pages import put, table
 from peer_integer import compare_layers
+from peer_llama import TYPES
 from peer_models import COUNTERPARTS, Models, quantized
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ _OPERATIONS: Final = {"GOP/s": _number("operations_per_second", ".0f", 1e9)}
 _RATE: Final = {"tokens/s": _number("tokens_per_second", ".1f")}
 
 
-def machine_section(_models: Models) -> str:
+def machine_section(_options: Options) -> str:
     """Processor and versions."""
     found = describe_machine()
     parts = {**found["versions"], **{name: version for name, version in versions().items() if version}}
@@ -75,14 +77,14 @@ def machine_section(_models: Models) -> str:
     return f"{found['cpu']}, {features}; {found['system']}.\n{programs}."
 
 
-def decode_section(_models: Models) -> str:
+def decode_section(_options: Options) -> str:
     """One token, every width."""
     rows = bench("matmul", "--tokens", 1)
     rows += bench("matmul", "--tokens", 1, "--bits", "7,6,5,3,1", "--group-size", 64)
     return figures(rows, _WHAT | _MILLISECONDS | _RATIO)
 
 
-def avx2_section(_models: Models) -> str:
+def avx2_section(_options: Options) -> str:
     """One token and many, with everything beyond AVX2 masked."""
     features = llvmlite.binding.get_host_cpu_features()
     if not features.get("avx512f") and not features.get("avxvnni"):
@@ -96,29 +98,29 @@ def avx2_section(_models: Models) -> str:
     return figures(rows, _WHAT | _TOKENS | _MILLISECONDS | _RATIO | _OPERATIONS)
 
 
-def tokens_section(_models: Models) -> str:
+def tokens_section(_options: Options) -> str:
     """Growth with tokens."""
     rows = bench("matmul", "--tokens", "1,2,4,8,16,32,64,128,256,512", "--bits", "8,4", "--group-size", 64, "-r", 3)
     return figures(rows, _WHAT | _TOKENS | _MILLISECONDS | _OPERATIONS)
 
 
-def context_section(models: Models) -> str:
+def context_section(options: Options) -> str:
     """Growth with the context."""
     contexts = "64,512,1024,2048,4096"
-    rows = bench("generate", models.counterpart(_KIND), "--context", contexts, "-p", "128,512,2048", "-r", 3)
+    rows = bench("generate", options.models.counterpart(_KIND), "--context", contexts, "-p", "128,512,2048", "-r", 3)
     for bits in (8, 4):
         narrow = bench(
-            "generate", models.counterpart(_KIND), "--context", contexts, "-p", 128, "-r", 3, "--kv-bits", bits
+            "generate", options.models.counterpart(_KIND), "--context", contexts, "-p", 128, "-r", 3, "--kv-bits", bits
         )
         rows += [row | {"name": f"{bits}-bit cache, {row['name']}"} for row in narrow if "decode" in row["name"]]
     return figures(rows, _WHAT | _RATE | _MILLISECONDS | _RATIO)
 
 
-def size_section(models: Models) -> str:
+def size_section(options: Options) -> str:
     """Growth with the model."""
     rows = []
     for layers in (2, 4, 8):
-        packed = quantized(models.random(layers), models.folder, COUNTERPARTS[_KIND])
+        packed = quantized(options.models.random(layers), options.models.folder, COUNTERPARTS[_KIND])
         size = llmq("inspect", packed)
         label = f"{layers} layers, {format_size(size['total_bytes'])}"
         measured = bench("generate", packed, "--context", 64, "-p", 128, "-r", 3)
@@ -126,41 +128,40 @@ def size_section(models: Models) -> str:
     return figures(rows, _WHAT | _RATE | _MILLISECONDS | _RATIO)
 
 
-def quantize_section(models: Models) -> str:
+def quantize_section(options: Options) -> str:
     """Our methods beside the read limit."""
-    rows = bench("quantize", models.checkpoint(), "--folder", models.folder, "-r", 3)
+    rows = bench("quantize", options.models.checkpoint(), "--folder", options.models.folder, "-r", 3)
     return figures(rows, _WHAT | {"s": _number("seconds", ".2f")} | _RATIO | {"anonymous": _size("peak_anon_bytes")})
 
 
-def memory_section(models: Models) -> str:
+def memory_section(options: Options) -> str:
     """Peaks of memory, stage by stage."""
-    rows = bench("memory", models.counterpart(_KIND), "-t", 2)
+    rows = bench("memory", options.models.counterpart(_KIND), "-t", 2)
     return figures(rows, _WHAT | {"anonymous": _size("peak_anon_bytes"), "resident": _size("peak_rss_bytes")})
 
 
-def start_section(models: Models) -> str:
+def start_section(options: Options) -> str:
     """Starts of processes."""
-    rows = bench("generate", models.counterpart(_KIND), "--context", 64, "-p", 8, "--start", "-r", 3, "-t", 2)
+    rows = bench("generate", options.models.counterpart(_KIND), "--context", 64, "-p", 8, "--start", "-r", 3, "-t", 2)
     return figures([row for row in rows if "start" in row["name"]], _WHAT | {"s": _number("seconds", ".2f")})
 
 
-def peers_matmul_section(models: Models) -> str:
+def peers_matmul_section(options: Options) -> str:
     """Beside ONNX Runtime and torch."""
-    options = Options(models=models, group_sizes=(64, 128), runs=3)
-    return pivot(compare(["matmul"], options), lambda r: f"{1000 * r.seconds:.2f} ms")
+    return pivot(compare(["matmul"], replace(options, group_sizes=(64, 128))), lambda r: f"{1000 * r.seconds:.2f} ms")
 
 
-def peers_generate_section(models: Models) -> str:
+def peers_generate_section(options: Options) -> str:
     """Beside llama.cpp."""
-    results = compare(["generate"], Options(models=models, tokens=(1, 128, 512), runs=3))
+    results = compare(["generate"], options)
     for result in results:
         result.contestant = result.contestant.partition(" ")[0]
     return pivot(results, lambda r: f"{r.tokens / r.seconds:.1f} tokens/s")
 
 
-def peers_quantize_section(models: Models) -> str:
+def peers_quantize_section(options: Options) -> str:
     """Beside `llama-quantize`."""
-    return pivot(compare(["quantize"], Options(models=models, runs=3)), lambda r: f"{r.seconds:.2f} s")
+    return pivot(compare(["quantize"], options), lambda r: f"{r.seconds:.2f} s")
 
 
 def pivot(results: Sequence[Result], show: Callable[[Result], str]) -> str:
@@ -174,12 +175,12 @@ def pivot(results: Sequence[Result], show: Callable[[Result], str]) -> str:
     return table(("what", "threads", *names), [(*key, *(row.get(n, "-") for n in names)) for key, row in lines.items()])
 
 
-def integer_section(_models: Models) -> str:
+def integer_section(_options: Options) -> str:
     """Integer layers beside ONNX Runtime and torch."""
     return pivot(compare_layers(), lambda r: f"{1000 * r.seconds:.2f} ms")
 
 
-SECTIONS: Final[dict[str, Callable[[Models], str]]] = {
+SECTIONS: Final[dict[str, Callable[[Options], str]]] = {
     "machine": machine_section,
     "decode": decode_section,
     "avx2": avx2_section,
@@ -200,11 +201,13 @@ SECTIONS: Final[dict[str, Callable[[Models], str]]] = {
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.argument("sections", nargs=-1, type=click.Choice(list(SECTIONS)))
 @click.option("--folder", type=click.Path(path_type=Path), default="bench-models", help="Where models are kept.")
+@click.option("--types", default=",".join(TYPES), help="Of llama.cpp; files of some take many minutes to make.")
 @click.option("--page", type=click.Path(path_type=Path, exists=True), default=PAGE, help="The page to write.")
-def main(sections: tuple[str, ...], folder: Path, page: Path) -> None:
+def main(sections: tuple[str, ...], folder: Path, types: str, page: Path) -> None:
     """Measure SECTIONS, all by default, and write their tables into the page, one after the other."""
+    options = Options(models=Models(folder), types=tuple(types.split(",")), runs=3)
     for section in sections or SECTIONS:
-        content = SECTIONS[section](Models(folder))
+        content = SECTIONS[section](options)
         page.write_text(put(page.read_text(encoding="utf-8"), section, content), encoding="utf-8")
         click.echo(f"{section}: written", err=True)
 

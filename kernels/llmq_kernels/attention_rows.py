@@ -30,7 +30,7 @@ LANES: Final = 8
 """Floats of a vector of scores."""
 
 PADDED: Final = 16
-"""Elements that heads are padded to multiples of: a vector of any instruction set."""
+"""Elements that heads are padded to multiples of, but those of 4 bits: a vector of any instruction set."""
 
 BLOCK: Final = 32
 """Elements of which 4-bit codes lie together: the first half in the lower halves of 16 bytes, the others above."""
@@ -54,7 +54,8 @@ def score(typing: Any, lines: Any, keys: Any, rows: Any) -> Any:
     lines : float32 (len(rows), width)
         From 0 the query, from `2 * head_dim` room for the scores: n rounded up to a multiple of 8.
     keys : float32, uint16, int8 (n, head_dim) or uint8 (n, head_dim / 2)
-        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16. uint8 holds 4-bit codes in blocks of `BLOCK`.
+        `head_dim` is a multiple of `PADDED`; uint16 holds bfloat16. uint8 holds pairs of codes of 4 bits, in blocks of
+        `BLOCK` elements, of which `head_dim` is a multiple then.
     rows : tuple of int
         Its length, 1, 2 or 4, is the number of rows.
     """
@@ -96,7 +97,7 @@ def weigh(typing: Any, line: Any, head_dim: Any, first: Any, last: Any, count: A
 
 
 class _Matrix:
-    """A C-contiguous matrix as pointers."""
+    """A C-contiguous matrix as pointers; of uint8, which holds two codes, there are twice as many columns."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -161,7 +162,7 @@ class _Elements:
         """Make the floats `number` of a vector that was loaded."""
         if self._element != types.uint8:
             return loaded
-        if self.lanes == 16:
+        if target().name == "avx512vnni":
             return self._looked_up(loaded, number)
         builder, wide = self._builder, loaded.type
         up, down = (ir.Constant(wide, [shift] * self.lanes) for shift in (28 - 4 * number, 28))

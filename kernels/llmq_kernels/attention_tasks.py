@@ -5,7 +5,10 @@ of its rows (one head of one token). After "Online normalizer calculation for so
 "FlashAttention" (Dao et al. 2022), algorithm 1. Stretches are put together as in "Flash-Decoding" (Dao et al. 2023),
 in their order, and nothing depends on the number of threads.
 
-A row's line of scratch, float32 (2 * head_dim + tile + 2,)::
+Where the cache holds rows transformed (in 4 bits), queries are transformed alike, which leaves their products with keys
+as they are, and the sums of values are transformed back, which gives the sums of what they stand for.
+
+A row's line of scratch, float32 (2 * head_dim + tile + 2,), where heads are as wide as `padded` says::
 
     query | sum of values | scores, later weights | maximum | sum of weights
 """
@@ -19,7 +22,7 @@ import numpy as np
 from llmq_kernels.attention_rows import LANES, add_values, score, weigh
 from llmq_kernels.exponential import exp
 from llmq_kernels.jit import jit
-from llmq_kernels.keyvalue_rows import row_elements, turn_row
+from llmq_kernels.keyvalue_rows import row_elements, transform_row
 
 __all__ = ["Plan", "line_size", "run_task", "sum_up"]
 
@@ -144,7 +147,7 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
         line[size:head_dim] = np.float32(0.0)
         for d in range(size):
             line[d] = queries[token + row // group, shared * group + row % group, d] * scale
-        turn_row(line[:head_dim], line[head_dim : 2 * head_dim], cache[0])
+        transform_row(line[:head_dim], line[head_dim : 2 * head_dim], cache[0])
         line[head_dim : 2 * head_dim] = np.float32(0.0)
         line[state], line[state + 1] = np.float32(-np.inf), np.float32(0.0)
     position = plan.start + token
@@ -157,7 +160,7 @@ def run_task(number: int, queries: np.ndarray, cache: Any, plan: Plan, scratch: 
         _meet(work, (keys[a:b], values[a:b]), scales, a, (position, group, plan.window))
     for row in range(rows):
         out = lines[part, token + row // group, shared * group + row % group]
-        turn_row(work[row, head_dim : 2 * head_dim], work[row, :head_dim], values)
+        transform_row(work[row, head_dim : 2 * head_dim], work[row, :head_dim], values)
         share = np.float32(1.0) if plan.splits > 1 else np.float32(1.0) / work[row, state + 1]
         for d in range(size):
             out[d] = work[row, head_dim + d] * share

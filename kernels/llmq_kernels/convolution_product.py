@@ -11,7 +11,7 @@ from llmq_kernels import integer_places as places
 from llmq_kernels.convolution_planes import encode_planes
 from llmq_kernels.convolution_tiles import convolve_tiles
 from llmq_kernels.depthwise import PIXELS_AT_A_TIME, convolve_depthwise
-from llmq_kernels.integer_product import Plan, kind_of, plan_of, workers_for
+from llmq_kernels.integer_product import Plan, plan_of, workers_for
 from llmq_kernels.integer_rows import TILE_BYTES
 from llmq_kernels.jit import threads
 from llmq_kernels.memory import address_of
@@ -83,25 +83,19 @@ def convolve_images(
     """
     if not out.size:
         return
-    plan = plan_of(weight, (geometry, x.shape), lambda: _Plan(x, weight, geometry))
-    result = kind_of(out)
-    encode = worker_address(encode_planes, plan.size, 2 if plan.depthwise else 1, kind_of(x))
-    if plan.depthwise:
-        convolve = worker_address(convolve_depthwise, result)
-    else:
-        convolve = worker_address(convolve_tiles, weight.bits, TILE_IS_INPUTS, plan.filters.forms.factor, result)
-    plan.run((x, out), inputs, numbers, (encode, convolve, workers_for(out.size * weight.columns)))
+    plan = plan_of(weight, (geometry, x.shape), _Plan, x, geometry)
+    plan.run((x, out), inputs, numbers, workers_for(out.size * weight.columns))
 
 
 class _Plan(Plan):
     """Of a convolution of images of one shape."""
 
-    def __init__(self, x: np.ndarray, weight: IntegerWeight, geometry: Convolution) -> None:
+    def __init__(self, weight: IntegerWeight, x: np.ndarray, geometry: Convolution) -> None:
         goal, kept = target(), weight.__dict__
-        self.depthwise = x.shape[1] == geometry.groups
-        kind = _Taps if self.depthwise else _Filters
+        self._bits, self._depthwise = weight.bits, x.shape[1] == geometry.groups
+        kind = _Taps if self._depthwise else _Filters
         self.filters: _Taps | _Filters = kept.get(kind.__name__) or kept.setdefault(kind.__name__, kind(weight))
-        self.size = 2 if self.depthwise else goal.operand(weight.bits)
+        self.size = 2 if self._depthwise else goal.operand(weight.bits)
         lanes = tile_rows(goal)
         planes = _plane_values(x, geometry)
         # The last run of the last plane reads a whole tile's width.
@@ -139,6 +133,14 @@ class _Plan(Plan):
             places.SUMS: 4 * lanes * (part + 1),
         }
         super().__init__(values, {places.X_CODES: x.shape[0] * image_bytes}, parts)
+
+    def compiled(self, source: int, result: int) -> tuple[int, int]:
+        """Addresses of the workers that encode images and that convolve."""
+        encode = worker_address(encode_planes, self.size, 2 if self._depthwise else 1, source)
+        if self._depthwise:
+            return encode, worker_address(convolve_depthwise, result)
+        variant = self._bits, TILE_IS_INPUTS, self.filters.forms.factor
+        return encode, worker_address(convolve_tiles, *variant, result)
 
 
 def _plane_values(x: np.ndarray, geometry: Convolution) -> dict[int, int]:

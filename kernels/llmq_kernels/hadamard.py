@@ -14,7 +14,8 @@ __all__ = ["hadamard", "hadamard_reference"]
 def hadamard_reference(x: np.ndarray) -> np.ndarray:
     """Transform float32 (..., n) rows in plain NumPy, in blocks of the largest power of two that divides n.
 
-    The matrix is symmetric and orthogonal: products of two rows stay, and to transform twice gives the row again.
+    The matrix is symmetric and orthogonal: products of two rows stay, and to transform twice gives the row again. What
+    is beyond the range of float32 becomes infinite or NaN.
 
     Examples
     --------
@@ -24,13 +25,14 @@ def hadamard_reference(x: np.ndarray) -> np.ndarray:
     [4.0, 0.0, 0.0, 0.0]
     """
     size = x.shape[-1] & -x.shape[-1]
+    x = x * np.float32(1 / math.sqrt(max(size, 1)))
     half = 1
     while half < size:
         pairs = x.reshape(*x.shape[:-1], x.shape[-1] // (2 * half), 2, half)
         first, second = pairs[..., 0, :], pairs[..., 1, :]
         x = np.stack([first + second, first - second], axis=-2).reshape(x.shape)
         half *= 2
-    return x * np.float32(1 / math.sqrt(max(size, 1)))
+    return x
 
 
 @jit
@@ -44,6 +46,8 @@ def hadamard(row: np.ndarray, room: np.ndarray) -> None:
     factor = np.float32(1 / math.sqrt(max(size, 1)))
     for start in range(0, row.size, max(size, 1)):
         x, y = row[start : start + size], room[start : start + size]
+        for i in range(size):
+            x[i] *= factor
         stages = 0
         while 1 << stages < size:
             if stages % 2:
@@ -51,9 +55,9 @@ def hadamard(row: np.ndarray, room: np.ndarray) -> None:
             else:
                 _take_neighbours(x, y)
             stages += 1
-        found = y if stages % 2 else x
-        for i in range(size):
-            x[i] = found[i] * factor
+        if stages % 2:
+            for i in range(size):
+                x[i] = y[i]
 
 
 @jit

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmq_kernels.doors import frozen, matrix_of
 from llmq_kernels.jit import jit
-from llmq_kernels.keyvalue_rows import store_row
+from llmq_kernels.keyvalue_rows import row_elements, store_row
 from llmq_kernels.norm import rms_norm_reference, rms_norm_row
 from llmq_kernels.rope import rope_reference, rope_row
 
@@ -88,6 +88,7 @@ def _store_token(token: int, heads: Any, rotation: Any, norms: Any, cache: Any, 
     """Norm, rotate and store one token; queries and keys are changed in place."""
     queries, keys, values = heads
     cosine, sine = rotation[0][token], rotation[1][token]
+    room = np.empty((2, row_elements(cache[0])), np.float32)
     for head in range(queries.shape[1]):
         row = queries[token, head]
         if norms[0].size:
@@ -98,8 +99,8 @@ def _store_token(token: int, heads: Any, rotation: Any, norms: Any, cache: Any, 
         if norms[1].size:
             rms_norm_row(row, norms[1], norms[2], row)
         rope_row(row, cosine, sine)
-        store_row(row, cache[0][head], cache[2][head], position + token)
-        store_row(values[token, head], cache[1][head], cache[3][head], position + token)
+        store_row(row, cache[0][head], cache[2][head], position + token, room)
+        store_row(values[token, head], cache[1][head], cache[3][head], position + token, room)
 
 
 @jit

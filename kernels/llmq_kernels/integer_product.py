@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from llmq_kernels import integer_places as places
 from llmq_kernels.integer_rows import TILE_BYTES, encode_tokens, multiply_integers, unpack_tiles
 from llmq_kernels.jit import jit, threads
-from llmq_kernels.memory import address, address_of
+from llmq_kernels.memory import address, address_of, call_worker, longs
 from llmq_kernels.planes import chunk_bytes, chunk_codes, planes_of
 from llmq_kernels.row_forms import RowForms
 from llmq_kernels.scratch import aligned_zeros, laid_out
@@ -20,7 +21,7 @@ from llmq_kernels.tiles import tile_rows
 from llmq_kernels.workers import Turns, launch, worker_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from llmq_kernels.integer_weight import IntegerWeight
 
@@ -115,14 +116,11 @@ def _multiply(
     tokens = x.shape[0]
     if not tokens:
         return
-    workers = workers_for(x.size * weight.rows)
-    plan = plan_of(weight, (tokens,), lambda: _Plan(weight, tokens))
-    encode = worker_address(encode_tokens, *plan.order, kind_of(x))
-    multiply = worker_address(multiply_integers, weight.bits, TILE_IS_CODES, plan.factor, kind_of(out))
-    plan.run((x, out), inputs, numbers, (encode, multiply, workers))
+    plan = plan_of(weight, tokens, _Plan, tokens)
+    plan.run((x, out), inputs, numbers, workers_for(x.size * weight.rows))
 
 
-class Plan:
+class Plan(ABC):
     """Parameters of workers that stay the same from call to call, and the sizes of the room they work in.
 
     Parameters
@@ -143,13 +141,18 @@ class Plan:
         for place, value in (values | parts | starts | {places.SCRATCH_BYTES: self._scratch}).items():
             self._values[place] = value
         self._starts[list(starts)] = True
+        self._compiled: dict[tuple[int, int], tuple[int, int]] = {}
+
+    @abstractmethod
+    def compiled(self, source: int, result: int) -> tuple[int, int]:
+        """Addresses of the workers that encode inputs and that multiply; see `kind_of`."""
 
     def run(
         self,
         arrays: tuple[np.ndarray, np.ndarray],
         inputs: tuple[np.ndarray, np.ndarray, int],
         numbers: np.ndarray,
-        work: tuple[int, int, int],
+        workers: int,
     ) -> None:
         """Fill in the parameters of this Python thread, and run the workers.
 
@@ -159,14 +162,36 @@ class Plan:
             Inputs and outputs.
         inputs, numbers
             See `multiply_tokens`.
-        work : (int, int, int)
-            Addresses of the workers that encode the inputs and that multiply; and how many threads.
+        workers : int
+            Threads.
         """
-        room = _kept.room(self._begin + work[2] * self._scratch)
-        addresses = address_of(arrays[0]), address_of(arrays[1])
-        turns, plan = _kept.turns, (self._values, self._starts, room)
-        _set_parameters(_kept.parameters, plan, turns.counters, addresses, inputs, numbers)
-        turns.launch(*work)
+        x, out = arrays
+        kinds = kind_of(x), kind_of(out)
+        both = self._compiled.get(kinds) or self._compiled.setdefault(kinds, self.compiled(*kinds))
+        room = _kept.room(self._begin + workers * self._scratch)
+        turns, plan, addresses = _kept.turns, (self._values, self._starts, room), (address_of(x), address_of(out))
+        if workers > 1:
+            _set_parameters(_kept.parameters, plan, turns.counters, addresses, inputs, numbers)
+            turns.launch(*both, workers)
+        else:
+            _run_alone(_kept.parameters, plan, turns.counters, addresses, inputs, numbers, both)
+
+
+@jit
+def _run_alone(
+    p: np.ndarray,
+    plan: tuple[np.ndarray, np.ndarray, int],
+    counters: tuple[int, int],
+    arrays: tuple[int, int],
+    inputs: tuple[np.ndarray, np.ndarray, int],
+    numbers: np.ndarray,
+    both: tuple[int, int],
+) -> None:
+    """Fill in the parameters, and run two workers one after the other on this thread: `Turns.launch` in one step."""
+    _set_parameters(p, plan, counters, arrays, inputs, numbers)
+    for turn in range(2):
+        longs(counters[turn])[0] = 0
+        call_worker(both[turn], address(p), 0)
 
 
 @jit
@@ -190,14 +215,14 @@ def _set_parameters(
     p[places.ROW_FORMS] = address(numbers)
 
 
-def plan_of(weight: IntegerWeight, key: tuple[Any, ...], make: Callable[[], P]) -> P:
-    """Return the plan for a weight and what else decides it, made once and kept with the weight."""
-    known: dict[tuple[Any, ...], P] = weight.__dict__.setdefault("_plans", {})
+def plan_of(weight: IntegerWeight, key: Hashable, make: Callable[..., P], *args: Any) -> P:
+    """Return the plan for a weight and what else decides it, `make(weight, *args)`, made once and kept with it."""
+    known: dict[Hashable, P] = weight.__dict__.setdefault("_plans", {})
     plan = known.get(key)
     if plan is None:
         if len(known) >= _MOST_PLANS:
             known.clear()
-        plan = known[key] = make()
+        plan = known[key] = make(weight, *args)
     return plan
 
 
@@ -207,8 +232,8 @@ class _Plan(Plan):
     def __init__(self, weight: IntegerWeight, tokens: int) -> None:
         goal, bits, row = target(), weight.bits, int(weight.packed.shape[1])
         planes, forms = planes_of(bits), RowForms.of(weight)
-        self.factor = forms.factor
-        self.order = planes, goal.lanes if planes == 1 else 1, goal.operand(bits)
+        self._encode = planes, goal.lanes if planes == 1 else 1, goal.operand(bits)
+        self._multiply = bits, TILE_IS_CODES, forms.factor
         chunks = -(-weight.columns // chunk_codes(bits, goal.width))
         padded, reach = chunks * chunk_codes(bits, goal.width), chunks * chunk_bytes(bits, goal.width) + 16
         token_bytes = goal.operand(bits) * padded + _SKEW
@@ -235,6 +260,11 @@ class _Plan(Plan):
         tiles = -(-weight.rows // tile_rows(goal)) * tile_rows(goal) * padded * goal.operand(bits)
         if tiles <= _KEPT_TILES:
             self._values[places.TILES] = self._unpacked(weight, tiles)
+
+    def compiled(self, source: int, result: int) -> tuple[int, int]:
+        """Addresses of the workers that encode tokens and that multiply."""
+        encode = worker_address(encode_tokens, *self._encode, source)
+        return encode, worker_address(multiply_integers, *self._multiply, result)
 
     def _unpacked(self, weight: IntegerWeight, size: int) -> int:
         """Address of the weight's tiles, unpacked once and kept with it, and with this plan."""

@@ -31,6 +31,7 @@ import numba.core.compiler_lock
 import numba.core.event
 
 from llmq_kernels.cache_files import CheckedFiles, is_private
+from llmq_kernels.simd import host_cpu
 
 __all__ = [
     "cache_folder",
@@ -192,7 +193,7 @@ def _cache_bases() -> list[Path]:
 
 def _cache_key() -> str | None:
     """Hash of all that decides the machine code; None if the sources cannot be read."""
-    cpu = _config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+    cpu = host_cpu()
     features = _config.CPU_FEATURES
     if features is None:
         features = _codegen.get_host_cpu_features()

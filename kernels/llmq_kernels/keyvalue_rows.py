@@ -23,7 +23,7 @@ __all__ = [
     "padded",
     "row_elements",
     "store_row",
-    "turn_row",
+    "transform_row",
 ]
 
 _ROUND: Final = np.float32(12582912.0)  # adding and subtracting it rounds to the nearest integer, ties to even
@@ -54,7 +54,7 @@ def encode_rows_reference(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndar
     `hadamard_reference`: its scale is the element of largest size (the negative one of two) over -8, the codes are -8
     to 7, and an element is off by half a scale at most, or by a whole one where it should have the code 8. Of each 32
     codes, n being a multiple of that, the first 16 are the lower halves of 16 bytes and the others the upper ones, in
-    two's complement. In 8 and 4 bits a row of zeros, or of sizes below 1e-30, has scale 0; with NaN or infinity in it
+    two's complement. In 8 and 4 bits what is zeros, or of sizes below 1e-30, has scale 0; with NaN or infinity in it
     the whole row becomes NaN.
 
     Examples
@@ -71,9 +71,9 @@ def encode_rows_reference(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndar
     if bits == 8:
         return _encode_codes_reference(x, np.abs(x).max(axis=-1), 127)
     if bits == 4:
-        turned = hadamard_reference(x)
-        low, high = turned.min(axis=-1), turned.max(axis=-1)
-        codes, scale = _encode_codes_reference(turned, np.where(high > -low, high, low), -8)
+        transformed = hadamard_reference(x)
+        low, high = transformed.min(axis=-1), transformed.max(axis=-1)
+        codes, scale = _encode_codes_reference(transformed, np.where(high > -low, high, low), -8)
         blocks = codes.view(np.uint8).reshape(*x.shape[:-1], x.shape[-1] // BLOCK, 2, BLOCK // 2)
         packed = blocks[..., 0, :] & 15 | blocks[..., 1, :] << 4
         return packed.reshape(*x.shape[:-1], x.shape[-1] // 2), scale
@@ -131,7 +131,7 @@ def _row_elements(stored: Any) -> Any:
     return lambda stored: stored.shape[stored.ndim - 1]
 
 
-def turn_row(row: np.ndarray, room: np.ndarray, stored: np.ndarray) -> None:
+def transform_row(row: np.ndarray, room: np.ndarray, stored: np.ndarray) -> None:
     """Transform float32 (n,) in place as the rows of `stored` are, or back, if they are; compiled code only.
 
     `room` is float32 (n,) too, and its elements are lost.
@@ -139,29 +139,30 @@ def turn_row(row: np.ndarray, room: np.ndarray, stored: np.ndarray) -> None:
     raise NotImplementedError
 
 
-@overload(turn_row, strict=False)
-def _turn_row(row: Any, room: Any, stored: Any) -> Any:
+@overload(transform_row, strict=False)
+def _transform_row(row: Any, room: Any, stored: Any) -> Any:
     if stored.dtype == types.uint8:
         return lambda row, room, stored: hadamard(row, room)  # noqa: ARG005, Numba wants all names
     return lambda row, room, stored: None  # noqa: ARG005
 
 
-def store_row(row: np.ndarray, stored: np.ndarray, scale: np.ndarray, position: int) -> None:
-    """Write float32 (head_dim,) to `stored[position]`, zeros behind it, and the scale if any; compiled code only."""
+def store_row(row: np.ndarray, stored: np.ndarray, scale: np.ndarray, position: int, room: np.ndarray) -> None:
+    """Write float32 (head_dim,) to `stored[position]`, zeros behind it, and the scale if any; compiled code only.
+
+    `room` is float32 (2, row_elements(stored)), and its elements are lost.
+    """
     raise NotImplementedError
 
 
 @overload(store_row, strict=False)
-def _store_row(row: Any, stored: Any, scale: Any, position: Any) -> Any:
+def _store_row(row: Any, stored: Any, scale: Any, position: Any, room: Any) -> Any:
     if stored.dtype == types.uint16:
-        return lambda row, stored, scale, position: _store_bfloat(row, stored[position], scale)
+        return lambda row, stored, scale, position, room: _store_bfloat(row, stored[position], scale)  # noqa: ARG005
     if stored.dtype == types.int8:
-        return lambda row, stored, scale, position: _store_codes(row, stored[position], scale[position : position + 1])
+        return lambda row, stored, scale, position, room: _store_8_bits(row, stored[position], scale[position:])  # noqa: ARG005
     if stored.dtype == types.uint8:
-        return lambda row, stored, scale, position: _store_nibbles(
-            row, stored[position], scale[position : position + 1]
-        )
-    return lambda row, stored, scale, position: _store_float(row, stored[position], scale)
+        return lambda row, stored, scale, position, room: _store_4_bits(row, stored[position], scale[position:], room)
+    return lambda row, stored, scale, position, room: _store_float(row, stored[position], scale)  # noqa: ARG005
 
 
 @jit
@@ -183,7 +184,7 @@ def _store_bfloat(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> Non
 
 
 @jit
-def _store_codes(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:
+def _store_8_bits(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:
     stored[row.size :] = 0
     largest = np.int32(0)  # bits order as sizes do, NaN above all
     for i in range(row.size):
@@ -204,12 +205,12 @@ def _store_codes(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None
 
 
 @jit
-def _store_nibbles(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> None:
-    work = np.zeros((2, 2 * stored.size), np.float32)
-    turned = work[0]
-    turned[: row.size] = row
-    hadamard(turned, work[1])
-    low_bits, high_bits = extreme_bits(work.view(np.uint32), 0, 0, turned.size)
+def _store_4_bits(row: np.ndarray, stored: np.ndarray, scale: np.ndarray, room: np.ndarray) -> None:
+    transformed = room[0]
+    transformed[: row.size] = row
+    transformed[row.size :] = 0
+    hadamard(transformed, room[1])
+    low_bits, high_bits = extreme_bits(room.view(np.uint32), 0, 0, transformed.size)
     low, high = float_of(low_bits), float_of(high_bits)
     extreme = high if high > -low else low
     # Not finite, NaN included; a comparison with it is false.
@@ -225,13 +226,13 @@ def _store_nibbles(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> No
     half = BLOCK // 2
     for block in range(0, stored.size, half):
         for i in range(half):
-            first = _nibble(turned[2 * block + i] * inverse)
-            second = _nibble(turned[2 * block + half + i] * inverse)
+            first = _nearest_code(transformed[2 * block + i] * inverse)
+            second = _nearest_code(transformed[2 * block + half + i] * inverse)
             stored[block + i] = np.uint8(first & 15 | second << 4)
 
 
 @jit
-def _nibble(x: np.float32) -> np.int32:
+def _nearest_code(x: np.float32) -> np.int32:
     """Nearest code of a number."""
     rounded = np.float32(np.float32(x + _ROUND) - _ROUND)
     return np.int32(min(max(rounded, np.float32(-8.0)), np.float32(7.0)))

@@ -28,7 +28,7 @@ class KeyValues:
         Elements of a head.
     keys, values : float32, uint16, int8 or uint8 (kv_heads, capacity, width)
         uint16 holds the bits of bfloat16, int8 codes and uint8 pairs of codes, as `encode_rows_reference` says. The
-        width is `padded` elements, half as many of uint8, and what is beyond `head_dim` stands for zeros.
+        width is `padded` elements, half as many of uint8; those beyond `head_dim` are as good as zeros.
     key_scale, value_scale : float32 (kv_heads, capacity), or (kv_heads, 0) unless there are codes
         A number is its code times the scale of its head and position.
 

@@ -67,8 +67,8 @@ class Target:
     shifts_bytes : bool
         Whether one instruction makes bytes of any neighbouring bits of 64 (`vpmultishiftqb` of AVX-512 VBMI).
     double_pumped : bool
-        Whether a vector passes through units of half its width in two turns, so that products take more time than the
-        loads of what they multiply.
+        Whether a vector passes through units of half its width in two turns, one product a cycle at most, so that
+        products take more time than the loads of what they multiply.
     """
 
     name: str
@@ -105,7 +105,8 @@ _ROWS: Final[tuple[tuple[str, int, tuple[str, ...]], ...]] = (
 """Instruction sets, best first: name, bytes of a vector, features that it needs. `portable` needs none."""
 
 _DOUBLE_PUMPED: Final = ("znver4",)
-"""LLVM's names of processors whose AVX-512 units are half as wide as its vectors."""
+"""LLVM's names of processors whose AVX-512 units are half as wide as its vectors. Zen 4 and Ice Lake servers have been
+measured; others, some of which start one product a cycle too, count as the latter."""
 
 
 def target_for(features: frozenset[str], cpu: str = "") -> Target:

@@ -46,8 +46,8 @@ _ENDLESS: Final = 1 << 20
 _SHORT: Final = 2
 """Bursts up to which sums stay in registers from one to the next."""
 
-_ROWS: Final = {"avx512vnni": 8}
-"""Rows that meet a tile at a time, where registers hold more sums than of the tokens of `tile_shape`."""
+_SIDE_BY_SIDE: Final = {"avx512vnni": 8}
+"""Rows that meet a tile at a time where they are more than `tile_shape` says: no sums of floats take registers too."""
 
 
 @intrinsic
@@ -95,7 +95,7 @@ def emit_products(
     sums : TileSums
     """
     rows, (steps, count) = operands
-    side_by_side = _ROWS.get(emitter.target.name, tile_shape(emitter.target)[1])
+    side_by_side = _SIDE_BY_SIDE.get(emitter.target.name, tile_shape(emitter.target)[1])
     whole = emitter.builder.mul(emitter.builder.sdiv(count, emitter.number(side_by_side)), emitter.number(side_by_side))
     for first, last, at_a_time in ((emitter.number(0), whole, side_by_side), (whole, count, 1)):
         kernel = _Kernel(emitter, variant, at_a_time)

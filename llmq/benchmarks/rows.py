@@ -8,11 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import llvmlite.binding
 import numba
 
 import llmq
-from llmq_kernels.simd import host_features
+from llmq_kernels.simd import host_cpu, host_features
 
 __all__ = ["Row", "Table", "cpu_features", "describe_machine"]
 
@@ -23,7 +22,6 @@ _FEATURES: Final = (
 _PACKAGES: Final = ("numba", "llvmlite", "numpy")
 
 _config: Any = numba.config
-_llvm: Any = llvmlite.binding
 
 
 def cpu_features() -> list[str]:
@@ -36,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, the features of it that kernels are compiled for, and versions."""
     return {
         "cpu": _model_name() or platform.processor() or platform.machine(),
-        "compiled_for": _config.CPU_NAME or _llvm.get_host_cpu_name(),
+        "compiled_for": host_cpu(),
         "features": cpu_features(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {"llmq": llmq.__version__, "python": platform.python_version()}

@@ -126,7 +126,7 @@ def _advice(found: Estimates, ram: int) -> str:
         return f"fits: {max(fitting)} bits; `llmq quantize` with {mixed}"
     if any(option.streamed_bytes for option in found.options):
         return f"none fits: `llmq generate --max-memory {ram >> 20}MiB` reads the other blocks for every token"
-    return "none fits: fewer bits, --embeddings 8, --kv-bits 8 or a shorter --context take less"
+    return "none fits: fewer bits, --embeddings 8, --kv-bits 8 or 4, or a shorter --context take less"
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import llvmlite.binding
 import numba
 
 import llmq
@@ -20,7 +19,7 @@ from llmq.benchmarks.rows import cpu_features
 from llmq.system.files import free_bytes
 from llmq.system.memory import available_memory, total_memory
 from llmq_kernels.jit import cache_folder, threads
-from llmq_kernels.simd import target
+from llmq_kernels.simd import host_cpu, target
 
 __all__ = ["examine", "warm_up"]
 
@@ -52,7 +51,6 @@ _VARIABLES: Final = (
 _LITTLE: Final = 1_000_000_000
 
 _numba: Any = numba
-_llvm: Any = llvmlite.binding
 
 
 def examine() -> dict[str, Any]:
@@ -90,7 +88,7 @@ def _version(package: str) -> str | None:
 def _cpu() -> dict[str, Any]:
     """Return what Numba compiles for, which the environment can change."""
     return {
-        "name": _numba.config.CPU_NAME or _llvm.get_host_cpu_name(),
+        "name": host_cpu(),
         "features": cpu_features(),
         "vectors": target().name,
     }
@@ -162,4 +160,6 @@ def warm_up() -> float:
                 model = load(path, compute=compute)
                 for rules in (Sampling(), Sampling(temp=1.0)):
                     list(model.generate(range(32), max_tokens=4, sampling=rules, stop_tokens=()))
+        for bits in (8, 4):
+            list(load(outputs[0], kv_bits=bits).generate(range(32), max_tokens=4, stop_tokens=()))
     return time.perf_counter() - began

@@ -25,7 +25,7 @@ def held(keys, values, bits):
     tokens=st.one_of(st.integers(1, 5), st.integers(1, 70)),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 5),
-    head_dim=st.sampled_from([2, 6, 16, 33, 64]),
+    head_dim=st.sampled_from([2, 6, 16, 33, 64, 80, 128]),
     start=st.one_of(st.integers(0, 150), st.integers(500, 700)),
     bits=st.sampled_from([32, 16, 8, 4]),
     spare=st.integers(0, 5),

@@ -12,6 +12,8 @@ from llmq_kernels import integer_product
 from llmq_kernels.integer import integer_matmul, integer_matmul_reference
 from llmq_kernels.integer_weight import IntegerWeight
 from llmq_kernels.pack import pack
+from llmq_kernels.simd import target
+from llmq_kernels.tiles import tile_rows
 
 BITS = range(1, 9)
 
@@ -19,7 +21,7 @@ BITS = range(1, 9)
 @settings(max_examples=150)
 @given(
     tokens=st.integers(0, 40),
-    rows=st.integers(0, 40),
+    rows=st.integers(0, 80),
     columns=st.integers(1, 1100),
     bits=st.sampled_from(BITS),
     symmetric=st.booleans(),
@@ -43,7 +45,8 @@ def test_rows_of_several_blocks_and_tokens_in_parts(monkeypatch, bits, kept):
     monkeypatch.setattr(integer_product, "_PRODUCTS", 0)
     monkeypatch.setattr(integer_product, "_FEWEST", 11)
     rng = np.random.default_rng(bits)
-    for rows, columns in ((37, 2600), (16, 1024), (1, 1025)):
+    tile = tile_rows(target())
+    for rows, columns in ((2 * tile + 5, 2600), (tile, 1024), (1, 1025)):
         weight = drawn(rng, rows, columns, bits, False)
         x = rng.integers(-128, 128, (25, columns), np.int8)
         points = rng.integers(-128, 128, 25, np.int32)

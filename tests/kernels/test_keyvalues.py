@@ -42,6 +42,16 @@ def test_a_few_large_elements_cost_little_in_4_bits():
     assert noise[1] < 0.5 * np.square(np.rint(spiked(x) / scale) * scale - spiked(x)).mean()
 
 
+def test_rows_are_lost_where_what_is_held_of_them_is_out_of_range():
+    x = np.full((2, 128), 2e37, np.float32)
+    x[1] *= -1.0
+    codes, scale = encode_rows_reference(x, 4)
+    np.testing.assert_allclose(decode_rows_reference(codes, scale), x, rtol=1e-5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        codes, scale = encode_rows_reference(2 * x, 4)
+        assert np.isnan(decode_rows_reference(codes, scale)).all()
+
+
 def spiked(x):
     """Rows with one element of 20 times its size, as keys have."""
     return x * np.where(np.arange(x.shape[1]) == 7, np.float32(20), np.float32(1))

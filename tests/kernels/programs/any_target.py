@@ -8,16 +8,26 @@ Prints the instruction set, then how many products were right.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
 from packed_cases import FEW, VARIANTS, check_product, random_packed
 
 from llmq_kernels import simd
+from llmq_kernels.attention import attention, attention_reference
+from llmq_kernels.convolution import Convolution, integer_convolve, integer_convolve_reference
 from llmq_kernels.dense import matmul_dense, matmul_dense_reference
 from llmq_kernels.floats import narrow
+from llmq_kernels.integer import integer_matmul, integer_matmul_reference
+from llmq_kernels.integer_weight import IntegerWeight
+from llmq_kernels.keyvalue_rows import decode_rows_reference
+from llmq_kernels.keyvalues import KV_BITS, KeyValues
 from llmq_kernels.layout import SCALE_KINDS
+from llmq_kernels.tiles import tile_rows, tile_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class StandIn(simd.Accumulator):
@@ -78,14 +88,46 @@ def dense_products() -> int:
     return 3
 
 
+def integer_products(bits: int) -> int:
+    """Multiply and convolve in integers, by tiles of all rows and of some."""
+    rng = np.random.default_rng(0)
+    rows = 2 * tile_rows(simd.target()) + 5
+    weight = IntegerWeight.of(rng.integers(0, 2**bits, (rows, 99), np.uint8), bits)
+    x = rng.integers(-128, 128, (19, 99), np.int8)
+    np.testing.assert_array_equal(integer_matmul(x, weight, x_zero_point=3), integer_matmul_reference(x, weight, 3))
+    images, geometry = rng.integers(-128, 128, (2, 11, 9, 9), np.int8), Convolution((3, 3), padding=(1, 1))
+    found = integer_convolve(images, weight, geometry, x_zero_point=3)
+    np.testing.assert_array_equal(found, integer_convolve_reference(images, weight, geometry, 3))
+    return 2
+
+
+def attention_products(kinds: Sequence[int]) -> int:
+    """Attend to caches of some kinds from few tokens and many, alone and in groups."""
+    rng, done = np.random.default_rng(0), 0
+    for bits in kinds:
+        for tokens, heads in ((1, 1), (1, 8), (9, 2)):
+            keys, values = rng.standard_normal((2, 2, 300, 80)).astype(np.float32)
+            cache = KeyValues.of(keys, values, bits)
+            pairs = (cache.keys, cache.key_scale), (cache.values, cache.value_scale)
+            held = [decode_rows_reference(*pair)[:, :, :80] for pair in pairs]
+            queries = rng.standard_normal((tokens, 2 * heads, 80)).astype(np.float32)
+            expected = attention_reference(queries, *held, 290)
+            np.testing.assert_allclose(attention(queries, cache, start=290), expected, rtol=2e-4, atol=2e-5)
+            done += 1
+    return done
+
+
 def main() -> None:
     """Choose and multiply."""
     arguments = sys.argv[1:]
     if arguments[0] == "--stand-in":
         stand_in(*arguments[1:3])
         arguments = arguments[3:]
-    print(simd.target().name, simd.target().width)
-    print(sum(products(int(bits)) for bits in arguments) + dense_products())
+    print(simd.target().name, simd.target().width, *tile_shape(simd.target()))
+    # With all widths all kinds of caches, which take seconds each to compile; else the one with most code of its own.
+    kinds = KV_BITS if len(arguments) > 1 else (4,)
+    others = dense_products() + integer_products(int(arguments[0])) + attention_products(kinds)
+    print(sum(products(int(bits)) for bits in arguments) + others)
 
 
 if __name__ == "__main__":
