@@ -319,6 +319,21 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
         raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,2") from None
 
 
+def _types(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    found = tuple(value.split(","))
+    if not set(found) <= set(TYPES):
+        raise click.BadParameter(f"types are {', '.join(TYPES)}")
+    return found
+
+
+types_option: Final = click.option(
+    "--types",
+    default=",".join(TYPES),
+    callback=_types,
+    help="Of llama.cpp; files of some take many minutes to make.",
+)
+
+
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.argument("levels", nargs=-1, type=click.Choice(LEVELS))
 @click.option("-t", "--threads", default="1,2", callback=_numbers)
@@ -328,17 +343,14 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option("--tokens", default="1,128,512", callback=_numbers, help="Of matmul; those beyond 1 are the prompts too.")
 @click.option("--shape", default="4096,11008", callback=_numbers, help="Rows and columns, of matmul.")
 @click.option("--working-set", type=SIZE, default="400MB", help="Bytes of weights, of matmul.")
-@click.option("--types", default=",".join(TYPES), help="Of llama.cpp.")
+@types_option
 @click.option("--folder", type=click.Path(path_type=Path), default="bench-models", help="Where models are kept.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A Llama checkpoint; a random one if none.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(levels: tuple[str, ...], as_json: bool, types: str, folder: Path, model: Path | None, **flags: Any) -> None:
+def main(levels: tuple[str, ...], as_json: bool, folder: Path, model: Path | None, **flags: Any) -> None:
     """Compare llmq with ONNX Runtime, torch and llama.cpp at LEVELS: matmul, generate, quantize; all by default."""
-    kinds = tuple(types.split(","))
-    if not set(kinds) <= set(TYPES):
-        raise click.BadParameter(f"types are {', '.join(TYPES)}")
     flags["shape"] = flags["shape"][:2]
-    results = compare(levels or LEVELS, Options(types=kinds, models=Models(folder, model), **flags))
+    results = compare(levels or LEVELS, Options(models=Models(folder, model), **flags))
     if as_json:
         found = {"machine": describe_machine(), "peers": versions(), "results": [asdict(r) for r in results]}
         click.echo(json.dumps({"schema": 1} | found, indent=2))

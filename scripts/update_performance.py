@@ -1,8 +1,9 @@
 """Measure everything that docs/performance.md shows, and write its tables.
 
-python scripts/update_performance.py [SECTION]... [--folder bench-models]
+python scripts/update_performance.py [SECTION]... [--folder bench-models] [--types Q4_0,Q4_K] [--page PAGE]
 
 Takes an hour or two on two cores; a section at a time can be renewed. Peers that are not installed are left out.
+Another page, such as that of another machine, may have some of the sections.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import llvmlite.binding
 
-from bench_peers import Options, Result, compare, versions
+from bench_peers import Options, Result, compare, types_option, versions
 from llmq.benchmarks.child import llmq, python
 from llmq.benchmarks.rows import describe_machine
 from llmq.cli.sizes import format_size
 from pages import put, table
 from peer_integer import compare_layers
-from peer_llama import TYPES
 from peer_models import COUNTERPARTS, Models, quantized
 
 if TYPE_CHECKING:
@@ -201,11 +201,11 @@ SECTIONS: Final[dict[str, Callable[[Options], str]]] = {
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.argument("sections", nargs=-1, type=click.Choice(list(SECTIONS)))
 @click.option("--folder", type=click.Path(path_type=Path), default="bench-models", help="Where models are kept.")
-@click.option("--types", default=",".join(TYPES), help="Of llama.cpp; files of some take many minutes to make.")
+@types_option
 @click.option("--page", type=click.Path(path_type=Path, exists=True), default=PAGE, help="The page to write.")
-def main(sections: tuple[str, ...], folder: Path, types: str, page: Path) -> None:
+def main(sections: tuple[str, ...], folder: Path, types: tuple[str, ...], page: Path) -> None:
     """Measure SECTIONS, all by default, and write their tables into the page, one after the other."""
-    options = Options(models=Models(folder), types=tuple(types.split(",")), runs=3)
+    options = Options(models=Models(folder), types=types, runs=3)
     for section in sections or SECTIONS:
         content = SECTIONS[section](options)
         page.write_text(put(page.read_text(encoding="utf-8"), section, content), encoding="utf-8")

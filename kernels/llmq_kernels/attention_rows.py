@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 
 from llmq_kernels import exponential
-from llmq_kernels.simd import intrinsic, target
+from llmq_kernels.simd import host_features, intrinsic, target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ LANES: Final = 8
 """Floats of a vector of scores."""
 
 PADDED: Final = 16
-"""Elements that heads are padded to multiples of, but those of 4 bits: a vector of any instruction set."""
+"""Elements that heads are padded to multiples of, in 4 bits of `BLOCK`: a vector of any instruction set."""
 
 BLOCK: Final = 32
 """Elements of which 4-bit codes lie together: the first half in the lower halves of 16 bytes, the others above."""
@@ -162,7 +162,7 @@ class _Elements:
         """Make the floats `number` of a vector that was loaded."""
         if self._element != types.uint8:
             return loaded
-        if target().name == "avx512vnni":
+        if self.lanes == 16 and "avx512f" in host_features():
             return self._looked_up(loaded, number)
         builder, wide = self._builder, loaded.type
         up, down = (ir.Constant(wide, [shift] * self.lanes) for shift in (28 - 4 * number, 28))

@@ -134,7 +134,7 @@ class _Plan(Plan):
         }
         super().__init__(values, {places.X_CODES: x.shape[0] * image_bytes}, parts)
 
-    def compiled(self, source: int, result: int) -> tuple[int, int]:
+    def worker_addresses(self, source: int, result: int) -> tuple[int, int]:
         """Addresses of the workers that encode images and that convolve."""
         encode = worker_address(encode_planes, self.size, 2 if self._depthwise else 1, source)
         if self._depthwise:

@@ -84,11 +84,14 @@ def store_heads_reference(
 
 
 @jit
-def _store_token(token: int, heads: Any, rotation: Any, norms: Any, cache: Any, position: int) -> None:
-    """Norm, rotate and store one token; queries and keys are changed in place."""
+def _store_token(token: int, heads: Any, rotation: Any, norms: Any, cache: Any, place: tuple[int, np.ndarray]) -> None:
+    """Norm, rotate and store one token; queries and keys are changed in place.
+
+    `place` is the position of the first token and room for `store_row`.
+    """
     queries, keys, values = heads
     cosine, sine = rotation[0][token], rotation[1][token]
-    room = np.empty((2, row_elements(cache[0])), np.float32)
+    position, room = place
     for head in range(queries.shape[1]):
         row = queries[token, head]
         if norms[0].size:
@@ -106,15 +109,17 @@ def _store_token(token: int, heads: Any, rotation: Any, norms: Any, cache: Any, 
 @jit
 def _store(heads: Any, rotation: Any, norms: Any, cache: Any, position: int) -> None:
     """Store all tokens on one thread."""
+    room = np.empty((2, row_elements(cache[0])), np.float32)
     for token in range(heads[0].shape[0]):
-        _store_token(token, heads, rotation, norms, cache, position)
+        _store_token(token, heads, rotation, norms, cache, (position, room))
 
 
 @jit(parallel=True)
 def _store_parallel(heads: Any, rotation: Any, norms: Any, cache: Any, position: int) -> None:
     """Store all tokens, each on one of the threads."""
     for token in numba.prange(heads[0].shape[0]):
-        _store_token(token, heads, rotation, norms, cache, position)
+        room = np.empty((2, row_elements(cache[0])), np.float32)
+        _store_token(token, heads, rotation, norms, cache, (position, room))
 
 
 def store_heads(

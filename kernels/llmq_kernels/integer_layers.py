@@ -61,7 +61,7 @@ class InputGrid:
     def found(cls, x: np.ndarray, bits: int = 8, *, symmetric: bool = False, per_row: bool = False) -> InputGrid:
         """Find the grid of inputs at run time; parameters and errors are those of `input_parameters`."""
         made = input_vectors(x, bits, symmetric=symmetric, per_row=per_row)
-        grid = cls(*made, bits) if per_row else cls(made[0][0], made[1][0], bits)
+        grid = cls(*made, bits) if per_row else cls(made[0][:1].reshape(()), made[1][:1].reshape(()), bits)
         grid.__dict__["_made"] = made
         return grid
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llmq_kernels.integer_weight import IntegerWeight
 
-__all__ = ["Plan", "kind_of", "multiply_tokens", "plan_of", "workers_for"]
+__all__ = ["Plan", "multiply_tokens", "plan_of", "workers_for"]
 
 _MANY: Final = 512
 _FEWEST: Final = 64
@@ -144,7 +144,7 @@ class Plan(ABC):
         self._compiled: dict[tuple[int, int], tuple[int, int]] = {}
 
     @abstractmethod
-    def compiled(self, source: int, result: int) -> tuple[int, int]:
+    def worker_addresses(self, source: int, result: int) -> tuple[int, int]:
         """Addresses of the workers that encode inputs and that multiply; see `kind_of`."""
 
     def run(
@@ -167,7 +167,7 @@ class Plan(ABC):
         """
         x, out = arrays
         kinds = kind_of(x), kind_of(out)
-        both = self._compiled.get(kinds) or self._compiled.setdefault(kinds, self.compiled(*kinds))
+        both = self._compiled.get(kinds) or self._compiled.setdefault(kinds, self.worker_addresses(*kinds))
         room = _kept.room(self._begin + workers * self._scratch)
         turns, plan, addresses = _kept.turns, (self._values, self._starts, room), (address_of(x), address_of(out))
         if workers > 1:
@@ -261,7 +261,7 @@ class _Plan(Plan):
         if tiles <= _KEPT_TILES:
             self._values[places.TILES] = self._unpacked(weight, tiles)
 
-    def compiled(self, source: int, result: int) -> tuple[int, int]:
+    def worker_addresses(self, source: int, result: int) -> tuple[int, int]:
         """Addresses of the workers that encode tokens and that multiply."""
         encode = worker_address(encode_tokens, *self._encode, source)
         return encode, worker_address(multiply_integers, *self._multiply, result)

@@ -72,10 +72,11 @@ def test_values_are_held_as_the_reference_says(bits):
     values[4, 0, 5], values[5, 1, 2] = np.nan, -np.inf
     values[6] = 1e-38
     values[7, 0, :4] = [127.0, 0.5, 1.5, -2.5]  # ties
+    values[8], values[9] = 4e37, 2e38  # what 4 bits hold of them is in range, and is not
     cache = KeyValues.empty((2, 40, 16), bits)
     store_heads((values.copy(), values.copy(), values), turns(40, 8), cache, position=0)
     rows = widened(values.transpose(1, 0, 2), padded(16, bits))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         stored, scale = encode_rows_reference(rows, bits)
     np.testing.assert_array_equal(cache.values, stored)
     np.testing.assert_array_equal(cache.value_scale, scale)

@@ -98,7 +98,11 @@ def integer_products(bits: int) -> int:
     images, geometry = rng.integers(-128, 128, (2, 11, 9, 9), np.int8), Convolution((3, 3), padding=(1, 1))
     found = integer_convolve(images, weight, geometry, x_zero_point=3)
     np.testing.assert_array_equal(found, integer_convolve_reference(images, weight, geometry, 3))
-    return 2
+    taps = IntegerWeight.of(rng.integers(0, 2**bits, (11, 9), np.uint8), bits)
+    depthwise = Convolution((3, 3), padding=(1, 1), groups=11)
+    found = integer_convolve(images, taps, depthwise, x_zero_point=3)
+    np.testing.assert_array_equal(found, integer_convolve_reference(images, taps, depthwise, 3))
+    return 3
 
 
 def attention_products(kinds: Sequence[int]) -> int:
@@ -126,7 +130,7 @@ def main() -> None:
     print(simd.target().name, simd.target().width, *tile_shape(simd.target()))
     # With all widths all kinds of caches, which take seconds each to compile; else the one with most code of its own.
     kinds = KV_BITS if len(arguments) > 1 else (4,)
-    others = dense_products() + integer_products(int(arguments[0])) + attention_products(kinds)
+    others = dense_products() + sum(integer_products(int(bits)) for bits in arguments) + attention_products(kinds)
     print(sum(products(int(bits)) for bits in arguments) + others)
 
 
