@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from llmq_kernels.attention_rows import BLOCK, PADDED
+from llmq_kernels.cache_elements import BLOCK, PADDED
 from llmq_kernels.extremes import extreme_bits
 from llmq_kernels.floats import bits_of, float_of
 from llmq_kernels.hadamard import hadamard, hadamard_reference
