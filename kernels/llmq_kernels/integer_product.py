@@ -170,40 +170,25 @@ class Plan(ABC):
         both = self._compiled.get(kinds) or self._compiled.setdefault(kinds, self.worker_addresses(*kinds))
         room = _kept.room(self._begin + workers * self._scratch)
         turns, plan, addresses = _kept.turns, (self._values, self._starts, room), (address_of(x), address_of(out))
+        _begin(_kept.parameters, plan, turns.counters, addresses, inputs, numbers, both if workers == 1 else None)
         if workers > 1:
-            _set_parameters(_kept.parameters, plan, turns.counters, addresses, inputs, numbers)
             turns.launch(*both, workers)
-        else:
-            _run_alone(_kept.parameters, plan, turns.counters, addresses, inputs, numbers, both)
 
 
 @jit
-def _run_alone(
+def _begin(
     p: np.ndarray,
     plan: tuple[np.ndarray, np.ndarray, int],
     counters: tuple[int, int],
     arrays: tuple[int, int],
     inputs: tuple[np.ndarray, np.ndarray, int],
     numbers: np.ndarray,
-    both: tuple[int, int],
+    alone: tuple[int, int] | None,
 ) -> None:
-    """Fill in the parameters, and run two workers one after the other on this thread: `Turns.launch` in one step."""
-    _set_parameters(p, plan, counters, arrays, inputs, numbers)
-    for turn in range(2):
-        longs(counters[turn])[0] = 0
-        call_worker(both[turn], address(p), 0)
+    """Fill in the parameters of a call; see `Plan.run`.
 
-
-@jit
-def _set_parameters(
-    p: np.ndarray,
-    plan: tuple[np.ndarray, np.ndarray, int],
-    counters: tuple[int, int],
-    arrays: tuple[int, int],
-    inputs: tuple[np.ndarray, np.ndarray, int],
-    numbers: np.ndarray,
-) -> None:
-    """Fill in the parameters of a call; see `Plan.run`."""
+    Where there are addresses of workers, `alone`, run both one after the other on this thread, as `Turns.launch` does.
+    """
     values, starts, room = plan
     for place in range(p.size):
         p[place] = values[place] + (room if starts[place] else 0)
@@ -213,6 +198,10 @@ def _set_parameters(
     p[places.X_SCALES], p[places.X_POINTS] = address(scales), address(points)
     p[places.LOWEST], p[places.HIGHEST] = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     p[places.ROW_FORMS] = address(numbers)
+    if alone is not None:
+        for turn in range(2):
+            longs(counters[turn])[0] = 0
+            call_worker(alone[turn], address(p), 0)
 
 
 def plan_of(weight: IntegerWeight, key: Hashable, make: Callable[..., P], *args: Any) -> P:

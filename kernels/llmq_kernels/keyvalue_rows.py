@@ -200,8 +200,7 @@ def _store_8_bits(row: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> Non
         stored[:] = 0
         return
     for i in range(row.size):
-        code = np.float32(np.float32(row[i] * inverse + _ROUND) - _ROUND)
-        stored[i] = np.int8(np.int32(min(max(code, -_LARGEST_CODE), _LARGEST_CODE)))
+        stored[i] = np.int8(_nearest_code(row[i] * inverse, -_LARGEST_CODE, _LARGEST_CODE))
 
 
 @jit
@@ -223,16 +222,16 @@ def _store_4_bits(row: np.ndarray, stored: np.ndarray, scale: np.ndarray, room: 
     if not abs(inverse) < np.float32(np.inf):
         stored[:] = 0
         return
-    half = BLOCK // 2
+    half, lowest, highest = BLOCK // 2, np.float32(-8.0), np.float32(7.0)
     for block in range(0, stored.size, half):
         for i in range(half):
-            first = _nearest_code(transformed[2 * block + i] * inverse)
-            second = _nearest_code(transformed[2 * block + half + i] * inverse)
+            first = _nearest_code(transformed[2 * block + i] * inverse, lowest, highest)
+            second = _nearest_code(transformed[2 * block + half + i] * inverse, lowest, highest)
             stored[block + i] = np.uint8(first & 15 | second << 4)
 
 
 @jit
-def _nearest_code(x: np.float32) -> np.int32:
-    """Nearest code of a number."""
+def _nearest_code(x: np.float32, lowest: np.float32, highest: np.float32) -> np.int32:
+    """Round a number to a code, ties to even."""
     rounded = np.float32(np.float32(x + _ROUND) - _ROUND)
-    return np.int32(min(max(rounded, np.float32(-8.0)), np.float32(7.0)))
+    return np.int32(min(max(rounded, lowest), highest))

@@ -55,7 +55,7 @@ class Model:
     stop_tokens : frozenset of int
         Ids that end a text, by the configuration files.
     kv_bits : {32, 16, 8, 4}
-        Bits of an element of the caches: float32, bfloat16 or 8-bit integers.
+        Bits of an element of the caches: float32, bfloat16, or integers of 8 or 4 bits.
     held : Held or None
         What the weights are views of.
     work : str
