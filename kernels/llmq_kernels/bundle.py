@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,9 @@ _TURN: Final = 512 << 10
 
 _PARALLEL: Final = 3 << 17
 """Products of activations and weights from which waking the threads pays."""
+
+_MOST: Final = 4_000_000_000
+"""Products of a thread before Ctrl-C is served: about a tenth of a second of those for AVX2."""
 
 _SKEW: Final = 64
 """Bytes between the codes of tokens that meet tiles, so that powers of two do not crowd a few sets of the caches."""
@@ -106,7 +110,7 @@ class Bundle:
         return job
 
     def multiply(self, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
-        """Multiply activations, quantized to int8 on the fly, by all weights.
+        """Multiply activations, quantized to int8 on the fly, by all weights; Ctrl-C is served in between.
 
         Parameters
         ----------
@@ -128,19 +132,25 @@ class Bundle:
             return
         workers = threads() if x.size * sum(self.rows) >= _PARALLEL else 1
         room = min(1 << (tokens - 1).bit_length(), _MANY)
+        key = self._key, room, workers
         known = _kept.__dict__.setdefault("plans", {})
-        plan = known.get((self._key, room, workers))
-        if plan is None:
-            if len(known) >= 64:
-                known.clear()
-            plan = known[self._key, room, workers] = _Plan(self, room, workers)
+        # Taken out while it is used: a signal handler may multiply, too.
+        plan = known.pop(key, None) or _Plan(self, room, workers)
         p = plan.parameters
         p[places.TOKENS] = tokens
         p[places.X] = address_of(x)
         p[places.JOBS :] = self._jobs
         for number, out in enumerate(outs):
             p[places.JOBS + number * places.JOB_SIZE + places.OUT] = address_of(out)
+        stops = _stops(self, tokens, workers)
+        p[places.STOP] = stops[0]
         plan.turns.launch(plan.encode, plan.multiply, workers)
+        for start, stop in itertools.pairwise(stops):
+            p[places.STOP] = stop
+            plan.turns.go_on(plan.multiply, start, workers)
+        if len(known) >= 64:
+            known.clear()
+        known[key] = plan
 
 
 class _Plan:
@@ -227,6 +237,16 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
         places.TILE: rows * BLOCK * target().operand(bundle.bits),
         places.TOTALS: 4 * (tokens + 1) * rows,
     }
+
+
+def _stops(bundle: Bundle, tokens: int, workers: int) -> list[int]:
+    """Numbers of tiles up to which `prefill_rows` goes at a time, so that none takes long."""
+    if tokens <= _FEW:
+        return [0]
+    size = tile_rows(target())
+    tiles = sum(-(-rows // size) for rows in bundle.rows)
+    parts = max(1, min(-(-tiles * size * bundle.columns * tokens // (_MOST * workers)), tiles))
+    return [tiles * (part + 1) // parts for part in range(parts)]
 
 
 def _turn(bundle: Bundle, tokens: int, workers: int) -> int:

@@ -13,29 +13,23 @@ import numpy as np
 
 from llmq_kernels.activations import activation_group, activations_reference, quantize_activations
 from llmq_kernels.bundle import Bundle
-from llmq_kernels.doors import frozen, matrix_of, output_of, pieces
+from llmq_kernels.doors import frozen, matrix_of, output_of
 from llmq_kernels.dot import TILE_COLUMNS, TILE_ROWS, add_tile, row_pieces
 from llmq_kernels.floats import scale_value
-from llmq_kernels.jit import call, jit, jit_enabled, threads
+from llmq_kernels.jit import call, jit, jit_enabled
 from llmq_kernels.pack import unpack_columns
 from llmq_kernels.quantize import dequantize_columns, dequantize_reference
 from llmq_kernels.quantize_rows import zero_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from llmq_kernels.layout import PackedMatrix
 
-__all__ = ["bundle_of", "matmul", "matmul_reference", "multiply_together"]
+__all__ = ["bundle_of", "matmul", "matmul_reference"]
 
 _PARALLEL: Final = 3 << 17
 """Products of activations and weights from which waking the threads pays: about 90 microseconds for one token."""
-
-_BLOCK: Final = 256
-"""Tokens that are multiplied in one go, at most."""
-
-_MOST: Final = 4_000_000_000
-"""Products of a thread in one call of the microkernels: about a tenth of a second of those for AVX2."""
 
 
 def matmul_reference(x: np.ndarray, matrix: PackedMatrix, compute: str = "int8") -> np.ndarray:
@@ -174,7 +168,7 @@ def _multiply(x: np.ndarray, matrix: PackedMatrix, compute: str, out: np.ndarray
         raise ValueError(f"compute must be int8 or float32, not {compute!r}")
     bundle = bundle_of(matrix) if compute == "int8" else None
     if bundle is not None:
-        multiply_together(bundle, x, [out])
+        bundle.multiply(x, [out])
         return
     parallel = x.size * matrix.rows >= _PARALLEL
     kernel: Callable[..., None] = _matmul_float
@@ -184,28 +178,6 @@ def _multiply(x: np.ndarray, matrix: PackedMatrix, compute: str, out: np.ndarray
         kernel, activations = _matmul_int8, (frozen(codes), frozen(scale), frozen(sums))
     for part in row_pieces(x, matrix.rows):
         call(kernel, activations, matrix.views, matrix.form, (part.start, part.stop), out, parallel=parallel)
-
-
-def multiply_together(bundle: Bundle, x: np.ndarray, outs: Sequence[np.ndarray]) -> None:
-    """Multiply activations by all weights of a bundle, so many tokens at a time that Ctrl-C is served in between.
-
-    Parameters
-    ----------
-    bundle : Bundle
-    x : float32 (tokens, columns)
-        C-contiguous.
-    outs : sequence of float32 (tokens, rows)
-        C-contiguous; written.
-    """
-    cost = bundle.columns * sum(bundle.rows)
-    if x.shape[0] * cost <= _MOST:  # nearly always: no need for views
-        bundle.multiply(x, outs)
-        return
-    # Cut in blocks first, whose last one may be a few tokens: results do not depend on the threads.
-    for start in range(0, x.shape[0], _BLOCK):
-        for part in pieces(min(_BLOCK, x.shape[0] - start), cost, _MOST * threads()):
-            rows = slice(start + part.start, start + part.stop)
-            bundle.multiply(x[rows], [out[rows] for out in outs])
 
 
 def bundle_of(matrix: PackedMatrix) -> Bundle | None:

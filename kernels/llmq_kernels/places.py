@@ -62,9 +62,12 @@ X_BYTES: Final = 24
 X_COUNTER: Final = 25
 """Address of an int64 from which `encode_rows` takes numbers."""
 
-WEIGHTS: Final = 26
+STOP: Final = 26
+"""Of `prefill`: the number of the tile before which workers stop for now."""
+
+WEIGHTS: Final = 27
 """How many weights there are. Of each, from `JOBS` on:"""
-JOBS: Final = 27
+JOBS: Final = 28
 
 PACKED: Final = 0
 SCALE: Final = 1

@@ -36,6 +36,7 @@ from llmq_kernels.places import (
     SCRATCH,
     SCRATCH_BYTES,
     SPARE,
+    STOP,
     STRIDE,
     TILE,
     TOKENS,
@@ -337,7 +338,7 @@ def _multiply_rows(
 
 
 def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None:
-    """Multiply all tokens by tiles of rows, as long as there are any: a worker (see `llmq_kernels.workers`).
+    """Multiply all tokens by tiles of rows, up to the one to stop at: a worker (see `llmq_kernels.workers`).
 
     Parameters
     ----------
@@ -354,7 +355,8 @@ def prefill_rows(p: Any, number: int, bits: Any, share: Any, forms: Any) -> None
     for weight in range(p[WEIGHTS]):
         job = JOBS + weight * JOB_SIZE
         n_tiles = (p[job + ROWS] + n_rows - 1) // n_rows
-        while taken - before < n_tiles:
+        last = min(before + n_tiles, p[STOP])
+        while taken < last:
             first = (taken - before) * n_rows
             rows = first, min(n_rows, p[job + ROWS] - first), n_rows, before
             _multiply_rows(p, job, rows, scratch, (bits, share, forms))

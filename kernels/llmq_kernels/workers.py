@@ -121,3 +121,8 @@ class Turns:
         self._addresses[0], self._addresses[1] = first, second
         self._numbers[0, 0] = self._numbers[1, 0] = 0
         launch(worker_address(in_turn), self._place, workers)
+
+    def go_on(self, second: int, number: int, workers: int) -> None:
+        """Run the second worker once more, which takes numbers from `number` on."""
+        self._numbers[1, 0] = number
+        launch(second, int(self._addresses[2]), workers)

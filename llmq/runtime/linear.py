@@ -176,7 +176,7 @@ class Fan:
             if bundle is None:
                 self._linears[numbers[0]](x, out=outs[numbers[0]])
                 continue
-            kernel.multiply_together(bundle, x, [outs[n] for n in numbers])
+            bundle.multiply(x, [outs[n] for n in numbers])
             for n in numbers:
                 _add(outs[n], self._linears[n].bias)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from packed_cases import random_packed
 
-from llmq_kernels import attention, dense, dot, matmul
+from llmq_kernels import attention, bundle, dense, dot, matmul
 from llmq_kernels.jit import threads
 from llmq_kernels.keyvalues import KeyValues
 
@@ -78,7 +78,7 @@ def call_in_pieces(request, monkeypatch):
     """Shape and function of a call, and a function after which it comes in pieces."""
 
     def cut():
-        for module in (attention, dot, matmul):
+        for module in (attention, dot, bundle):
             monkeypatch.setattr(module, "_MOST", max(1, TOKENS * ROWS * COLUMNS // (1000 * threads())))
 
     return *CALLS[request.param](), cut
@@ -97,7 +97,7 @@ def test_results_of_blocks_and_a_rest_do_not_depend_on_the_pieces(monkeypatch):
     matrix = random_packed(np.random.default_rng(0), (64, 128), (4, 64, True))
     x = np.random.default_rng(1).standard_normal((259, 128), np.float32)
     whole = matmul.matmul(x, matrix)
-    monkeypatch.setattr(matmul, "_MOST", 1)
+    monkeypatch.setattr(bundle, "_MOST", 1)
     np.testing.assert_array_equal(matmul.matmul(x, matrix), whole)
 
 
