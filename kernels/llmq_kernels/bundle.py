@@ -11,12 +11,13 @@ import numpy as np
 from llmq_kernels import places
 from llmq_kernels.activations import activation_group, encode_rows
 from llmq_kernels.chunks import chunks_of
-from llmq_kernels.decode import decode_rows, rows_together, scratch_bytes
+from llmq_kernels.decode import decode_rows
 from llmq_kernels.jit import threads
 from llmq_kernels.layout import midpoint
 from llmq_kernels.memory import address_of
 from llmq_kernels.planes import planes_of
 from llmq_kernels.prefill import prefill_rows, sums_are_whole
+from llmq_kernels.row_kernels import rows_together, scratch_bytes
 from llmq_kernels.scratch import aligned_zeros, laid_out
 from llmq_kernels.simd import target
 from llmq_kernels.tiles import BLOCK, tile_rows, tile_shape
@@ -219,9 +220,9 @@ _BEGINNING: Final = -1
 
 def _few_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
     """Bytes of each part of a worker's scratch, for `decode_rows`."""
-    rows = rows_together(bundle.bits, bundle.group, tokens)
+    rows = rows_together(bundle.bits, tokens)
     return {
-        _BEGINNING: scratch_bytes(bundle.bits, bundle.group, tokens),
+        _BEGINNING: scratch_bytes(bundle.bits, tokens),
         places.SPARE: max(rows * 5 * stride // 4, bundle.padded),
         places.COPIES: rows * bundle.reach,
     }
@@ -251,6 +252,6 @@ def _stops(bundle: Bundle, tokens: int, workers: int) -> list[int]:
 
 def _turn(bundle: Bundle, tokens: int, workers: int) -> int:
     """Rows that a worker of `decode_rows` takes at a time."""
-    rows = rows_together(bundle.bits, bundle.group, tokens)
+    rows = rows_together(bundle.bits, tokens)
     wanted = min(_TURN // bundle.row_bytes, sum(bundle.rows) // (4 * workers))
     return max(1, wanted // rows) * rows

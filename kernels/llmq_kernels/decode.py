@@ -1,18 +1,14 @@
 """Products of a few tokens with packed rows: each row is read once, from where it lies, at the speed of memory.
 
-A row is walked chunk by chunk (see `llmq_kernels.planes`). The integer sums of each group of activations become float
-with a product of scales, which a vector of groups at a time gets beforehand (see `llmq_kernels.scales`): between two
-rows nothing keeps the memory waiting. Several rows are walked side by side, far apart from each other, where that pays.
+Chunks of rows are handed out to workers; `llmq_kernels.row_kernels` has the products of a few rows at a time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 
-from llmq_kernels.chunks import adds_words, chunks_of, new_chunks
 from llmq_kernels.jit import jit
 from llmq_kernels.memory import copy_bytes, expand, floats, next_number
 from llmq_kernels.places import (
@@ -47,46 +43,11 @@ from llmq_kernels.places import (
     ZERO_ROW,
     ZERO_STEP,
 )
-from llmq_kernels.scales import RowScales
-from llmq_kernels.simd import F32, Emitter, constant, intrinsic, target
+from llmq_kernels.row_kernels import row_kernel, rows_together
+from llmq_kernels.simd import Emitter, intrinsic, target
 from llmq_kernels.workers import constants, length
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["decode_rows", "rows_together", "scratch_bytes"]
-
-_KEPT: Final = 4
-"""Vectors of activations that registers hold beside all else; more are loaded for each row, lest LLVM spill them."""
-
-_SEVERAL: Final = 2
-"""Rows that are walked side by side for more than one token."""
-
-
-def rows_together(bits: int, group: int, tokens: int) -> int:
-    """Rows that are walked side by side.
-
-    For one token more where 32 registers hold the sums; but where next to nothing is done with what is read, as with
-    codes of 8 bits in large groups, Zen 4 (the one that is double-pumped) reads one row after the other faster. An
-    Ice Lake server reads six at 1.3 times the rate of one.
-    """
-    if tokens > 1:
-        return _SEVERAL
-    if target().width < 64:
-        return 4
-    return 1 if target().double_pumped and bits == 8 and group >= 128 else 6
-
-
-def _prefetches(rows: int) -> Sequence[tuple[int, int]]:
-    """How far ahead of what is read it is asked for: bytes of a row, and the level of the cache."""
-    if rows == 1:
-        return ((1024, 2),)
-    return ((1536, 2), (256, 1)) if target().width == 64 else ((2048, 2), (256, 1))
-
-
-def scratch_bytes(bits: int, group: int, tokens: int) -> int:
-    """Bytes at the beginning of a worker's scratch: products of scales for a vector of groups, and results."""
-    return rows_together(bits, group, tokens) * tokens * (4 * target().lanes + 4)
+__all__ = ["decode_rows"]
 
 
 @intrinsic
@@ -117,115 +78,17 @@ def _dot_rows(typingctx: Any, place: Any, x: Any, scale: Any, zero: Any, count: 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bits, share, tokens = (length(kind) for kind in signature.args[6])
         parts = [[builder.extract_value(args[i], j) for j in range(len(signature.args[i]))] for i in (0, 1, 2, 3, 5)]
-        _RowKernel(Emitter(builder, target()), (bits, 2**share, tokens), parts).emit(args[4])
+        row_kernel(Emitter(builder, target()), (bits, 2**share, tokens), parts).emit(args[4])
         return context.get_dummy_value()
 
     return signature, emit
 
 
-class _RowKernel:
-    """Emits the products of a few rows and tokens; `parts` are the tuples among the arguments of `_dot_rows`."""
-
-    def __init__(self, emitter: Emitter, variant: tuple[int, int, int], parts: list[list[Any]]) -> None:
-        self.emitter = emitter
-        self.bits, self.group, self.tokens = variant
-        self.rows = rows_together(*variant)
-        self.lanes = emitter.target.lanes
-        self.vector = ir.VectorType(F32, self.lanes)
-        self.dot = new_chunks(emitter, self.bits)
-        self.codes, self.step, self.vectors = chunks_of(self.bits, emitter.target)
-        self.shared = max(1, self.codes // self.group)
-        place, x, scale, zero, (self.out, self.table) = parts
-        self.row_at = self._series(place[0], place[1], self.rows)
-        self.x_at = self._series(x[0], x[1], self.tokens)
-        self.factor_at, self.sum_at = (self._series(base, x[4], self.tokens) for base in x[2:4])
-        scales, zeros = (self._series(pair[0], pair[1], self.rows) for pair in (scale, zero))
-        pairs = list(zip(scales, zeros, strict=True))
-        self.scales = RowScales(emitter, pairs, scale[2], zero[2], (zero[3], zero[4]))
-        self.scale_ahead = scale[3]
-
-    def _series(self, first: Any, step: Any, count: int) -> list[Any]:
-        return [self.emitter.add(first, self.emitter.mul(step, i)) for i in range(count)]
-
-    def emit(self, count: Any) -> None:
-        """Emit the loop over all groups, a vector of them at a time."""
-        emitter, builder = self.emitter, self.emitter.builder
-        whole = emitter.number(self.lanes)
-
-        def block(first: Any, sums: list[Any]) -> list[Any]:
-            left = builder.sub(count, first)
-            sums = self._begin(first, left, sums)
-            most = builder.select(builder.icmp_signed("<", left, whole), left, whole)
-            return emitter.loop(most, self.shared, sums, lambda i, sums: self._add_group(first, i, sums))
-
-        zero = ir.Constant(self.vector, None)
-        sums = emitter.loop(count, self.lanes, [zero] * (self.rows * self.tokens), block)
-        for k, total in enumerate(sums):
-            found = emitter.sum_lanes(total)
-            emitter.store(builder.fmul(found, ir.Constant(F32, 1 / self.dot.excess)), self.out, 4 * k)
-
-    def _begin(self, first: Any, left: Any, sums: list[Any]) -> list[Any]:
-        """Put the products of scales into the table, and take off the sums what the zero points do."""
-        emitter, builder = self.emitter, self.emitter.builder
-        scales, zeros = self.scales.load(first, left, self.scale_ahead)
-        at = emitter.mul(first, 4)
-        factors = [emitter.load(emitter.add(address, at), self.vector) for address in self.factor_at]
-        totals = [emitter.load(emitter.add(address, at), self.vector) for address in self.sum_at]
-        minus = constant(self.vector, -float(self.dot.excess))
-        totals = [builder.fmul(total, minus) for total in totals]
-        results: list[Any] = []
-        for r in range(self.rows):
-            for t in range(self.tokens):
-                place = 4 * self.lanes * len(results)
-                emitter.store(builder.fmul(scales[r], factors[t]), self.table, place)
-                taken = builder.fmul(zeros[r], totals[t])
-                results.append(emitter.fma(scales[r], taken, sums[len(results)]))
-        return results
-
-    def _add_group(self, first: Any, i: Any, sums: list[Any]) -> list[Any]:
-        """Add the products of one group, or of those in one chunk: number `i` of the vector from `first` on."""
-        emitter, dot = self.emitter, self.dot
-        chunks = max(1, self.group // self.codes)
-        # One of the two is 1.
-        done = emitter.builder.sdiv(emitter.mul(emitter.add(first, i), chunks), emitter.number(self.shared))
-        pairs: list[list[tuple[list[Any], list[Any]]]] = [[] for _ in sums]
-        for chunk in range(chunks):
-            at = emitter.add(done, chunk)
-            own = [emitter.add(base, emitter.mul(at, self.vectors * emitter.target.width)) for base in self.x_at]
-            x = [dot.load_x(address) for address in own]
-            for r, row in enumerate(self.row_at):
-                place = emitter.add(row, emitter.mul(at, self.step))
-                for ahead, level in _prefetches(self.rows):
-                    emitter.prefetch(place, ahead, level)
-                planes = dot.load_planes(place)
-                if self.vectors * self.tokens > _KEPT:
-                    x = [dot.load_x(emitter.opaque(address)) for address in own]
-                for t in range(self.tokens):
-                    pairs[r * self.tokens + t].append((planes, x[t]))
-        results = []
-        for k, own in enumerate(pairs):
-            factor = self._factor(emitter.add(self.table, emitter.mul(i, 4)), 4 * self.lanes * k)
-            results.append(emitter.fma(emitter.to_float(dot.sum_of(own)), factor, sums[k]))
-        return results
-
-    def _factor(self, address: Any, offset: int) -> Any:
-        """Load one factor for all lanes, or several, each for its part of them."""
-        emitter, lanes, shared = self.emitter, self.lanes, self.shared
-        if shared == 1:
-            return emitter.splat(emitter.load(address, F32, offset))
-        several = emitter.load(address, ir.VectorType(F32, shared), offset)
-        if shared == lanes or not adds_words(emitter.target):
-            return emitter.shuffle(several, None, [lane * shared // lanes for lane in range(lanes)])
-        # Repeated by the load, they need not cross the halves of a register, which takes AVX2 three steps.
-        repeated = emitter.opaque(emitter.shuffle(several, None, [lane % shared for lane in range(lanes)]))
-        return emitter.shuffle(repeated, None, [lane // 4 * 4 + lane * shared // lanes for lane in range(lanes)])
-
-
 @intrinsic
 def _most(typingctx: Any, variant: Any) -> Any:
     """Return, as int64: rows that are walked side by side, tokens, and bytes of a vector."""
-    bits, share, tokens = (length(kind) for kind in variant)
-    return constants((rows_together(bits, 2**share, tokens), tokens, target().width), variant)
+    bits, _, tokens = (length(kind) for kind in variant)
+    return constants((rows_together(bits, tokens), tokens, target().width), variant)
 
 
 @jit

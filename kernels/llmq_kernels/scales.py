@@ -80,57 +80,60 @@ class RowScales:
     Parameters
     ----------
     emitter : Emitter
-    rows : sequence of (value, value)
-        Addresses of each row's scales and zero points; whole vectors can be read.
     kind : value
         int64 of `SCALE_KINDS`.
+    zeros : value
+        Address of the first row's zero points.
     step : value
         int64: bytes from one zero point to the next: 1, or 0 for a vector of them that serves all groups of all rows.
     form : (value, value)
         float32: what a zero point is multiplied by, and what is taken off then.
     """
 
-    def __init__(
-        self, emitter: Emitter, rows: Sequence[tuple[Any, Any]], kind: Any, step: Any, form: tuple[Any, Any]
-    ) -> None:
+    def __init__(self, emitter: Emitter, kind: Any, zeros: Any, step: Any, form: tuple[Any, Any]) -> None:
         self.emitter = emitter
-        self.rows = rows
         self.kind = kind
         self.step = step
         self.times, self.less = (emitter.splat(value) for value in form)
         self.lanes = emitter.target.lanes
         self.vector = ir.VectorType(F32, self.lanes)
-        # Values of one branch or another: LLVM keeps them in registers.
-        self._scales = [cgutils.alloca_once(emitter.builder, self.vector) for _ in rows]
-        self._zeros = [cgutils.alloca_once(emitter.builder, self.vector) for _ in rows]
-        self._shared = self._points(rows[0][1])
+        self._shared = self._points(zeros)
 
-    def load(self, group: Any, left: Any, ahead: Any) -> tuple[list[Any], list[Any]]:
+    def load(self, rows: Sequence[tuple[Any, Any]], groups: tuple[Any, Any], ahead: Any) -> tuple[list[Any], list[Any]]:
         """Load the scales and zero points of a vector of groups: float32 vectors, one of each for a row.
 
-        Scales of groups that are not among the `left` ones from number `group` on are zero. Those that lie `ahead`
-        bytes behind are fetched into the caches meanwhile.
+        Parameters
+        ----------
+        rows : sequence of (value, value)
+            Addresses of each row's scales and zero points; whole vectors can be read.
+        groups : (value, value)
+            The first one's number, and how many there are from it on: scales of others are zero.
+        ahead : value
+            int64: scales that lie so many bytes behind are fetched into the caches meanwhile.
         """
         emitter, builder = self.emitter, self.emitter.builder
+        group, left = groups
+        # Values of one branch or another: LLVM keeps them in registers.
+        all_scales, all_zeros = ([cgutils.alloca_once(builder, self.vector) for _ in rows] for _ in range(2))
         words = ir.VectorType(I32, self.lanes)
         numbers = ir.Constant(words, [ir.Constant(I32, lane) for lane in range(self.lanes)])
         inside = builder.icmp_signed("<", numbers, emitter.splat(builder.trunc(left, I32)))
         for name, number in SCALE_KINDS.items():
             with builder.if_then(builder.icmp_signed("==", self.kind, emitter.number(number))):
                 at = emitter.mul(group, 4 if name == "float32" else 2)
-                for (start, _), place in zip(self.rows, self._scales, strict=True):
+                for (start, _), place in zip(rows, all_scales, strict=True):
                     emitter.prefetch(emitter.add(emitter.add(start, ahead), at), 0)
                     loaded = load_floats(emitter, name, emitter.add(start, at), self.lanes)
                     builder.store(builder.select(inside, loaded, ir.Constant(self.vector, None)), place)
         same = builder.icmp_signed("==", self.step, emitter.number(0))
         with builder.if_else(same) as (shared, own):
             with shared:
-                for place in self._zeros:
+                for place in all_zeros:
                     builder.store(self._shared, place)
             with own:
-                for (_, start), place in zip(self.rows, self._zeros, strict=True):
+                for (_, start), place in zip(rows, all_zeros, strict=True):
                     builder.store(self._points(emitter.add(start, group)), place)
-        scales, zeros = ([builder.load(p, typ=self.vector) for p in places] for places in (self._scales, self._zeros))
+        scales, zeros = ([builder.load(p, typ=self.vector) for p in places] for places in (all_scales, all_zeros))
         return scales, zeros
 
     def _points(self, address: Any) -> Any:

@@ -72,8 +72,9 @@ def load_rows(goal, form, numbers, scale, zero):
             (emitter.number(s.ctypes.data), emitter.number(z.ctypes.data)) for s, z in zip(scale, zero, strict=True)
         ]
         constants = [ir.Constant(F32, float(value)) for value in form]
-        loader = RowScales(emitter, places, emitter.number(kind), emitter.number(step), constants)
-        parts = loader.load(emitter.number(first), emitter.number(count - first), emitter.number(0))
+        loader = RowScales(emitter, emitter.number(kind), places[0][1], emitter.number(step), constants)
+        groups = emitter.number(first), emitter.number(count - first)
+        parts = loader.load(places, groups, emitter.number(0))
         for number, vector in enumerate(vector for part in parts for vector in part):
             emitter.store(vector, args[0], 4 * goal.lanes * number)
 
