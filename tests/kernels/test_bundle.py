@@ -8,6 +8,9 @@ from llmq_kernels import bundle as module
 from llmq_kernels.bundle import Bundle
 from llmq_kernels.layout import PackedMatrix
 from llmq_kernels.matmul import matmul
+from llmq_kernels.simd import target
+from llmq_kernels.tiles import tile_rows
+from llmq_kernels.workers import Turns
 
 pytestmark = pytest.mark.emitted
 
@@ -42,6 +45,46 @@ def test_many_tokens():
     Bundle(matrices).multiply(x, outs)
     for matrix, out in zip(matrices, outs, strict=True):
         np.testing.assert_array_equal(out, matmul(x, matrix))
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_stops_between_tiles_change_nothing(rows, monkeypatch):
+    matrices, x, outs = draw(np.random.default_rng(0), rows, 11)
+    bundle = Bundle(matrices)
+    bundle.multiply(x, outs)
+    whole = [out.copy() for out in outs]
+    for out in outs:
+        out[...] = np.nan
+    monkeypatch.setattr(module, "_MOST", 1)
+    stops = []
+    monkeypatch.setattr(Turns, "go_on", lambda *given, go_on=Turns.go_on: (stops.append(given[2]), go_on(*given)))
+    bundle.multiply(x, outs)
+    for out, expected in zip(outs, whole, strict=True):
+        np.testing.assert_array_equal(out, expected)
+    tiles = sum(-(-n // tile_rows(target())) for n in rows)
+    assert stops == list(range(1, tiles))
+
+
+def test_a_product_between_the_parts_of_another(monkeypatch):
+    # As a signal handler might: both need scratch and parameters of the same form.
+    matrices, x, outs = draw(np.random.default_rng(0), (90, 40), 9)
+    bundle, expected = Bundle(matrices), [matmul(x, matrix) for matrix in matrices]
+    others = [np.empty_like(out) for out in outs]
+    monkeypatch.setattr(module, "_MOST", 1)
+    go_on, inside = Turns.go_on, []
+
+    def interrupted(*given):
+        if not inside:
+            inside.append(True)
+            bundle.multiply(-x, others)
+        go_on(*given)
+
+    monkeypatch.setattr(Turns, "go_on", interrupted)
+    bundle.multiply(x, outs)
+    assert inside
+    for out, other, product in zip(outs, others, expected, strict=True):
+        np.testing.assert_array_equal(out, product)
+        np.testing.assert_array_equal(other, -product)
 
 
 def test_weights_of_one_form_share_what_was_prepared():

@@ -60,7 +60,7 @@ def test_with_some_features_masked(run_program, name):
 
 @pytest.mark.skipif("avx512vnni" not in here(), reason="has no AVX-512 VNNI")
 @pytest.mark.parametrize(("cpu", "shape"), [("znver4", (1, 8)), ("icelake-server", (2, 6))])
-def test_tiles_of_processors_with_whole_and_half_units(run_program, cpu, shape):
+def test_processors_with_whole_and_half_units(run_program, cpu, shape):
     features = llvm.get_host_cpu_features()
     assert tile_shape(target_for(present(features), cpu)) == shape
     if llvm.get_host_cpu_name() != cpu:  # the host's are run by other tests
