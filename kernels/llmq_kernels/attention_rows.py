@@ -6,7 +6,7 @@ share what is loaded. A vector of scores has 8 floats: one register of AVX2, two
 16 where a register of AVX-512 holds them.
 
 They work on lines of scratch (`attention_tasks`). The first and the last take 8 products at a time: 1, 2 or 4 rows with
-8, 4 or 2 positions. Beyond the last position, that one is read again.
+8, 4 or 2 positions (see `_Positions`). Beyond the last position, that one is read again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.core import cgutils
 
 from llmq_kernels import exponential
 from llmq_kernels.cache_elements import Matrix, elements_of
-from llmq_kernels.simd import intrinsic
+from llmq_kernels.simd import intrinsic, target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,9 @@ LANES: Final = 8
 """Floats of a vector of scores."""
 
 _AHEAD: Final = 8192
-"""Bytes between what is read and what is fetched meanwhile into the second-level cache, for the first is too small."""
+_AHEAD_APART: Final = 2048
+"""Bytes between what is read and what is fetched meanwhile into the second-level cache, for the first is too small; of
+all positions together, or of each where they lie apart."""
 
 _I32: Final = ir.IntType(32)
 _I64: Final = ir.IntType(64)
@@ -103,23 +105,56 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
-def _positions(builder: Any, first: Any, count: int, last: Any) -> list[Any]:
-    """Positions from `first` on, none beyond `last`."""
-    found = []
-    for i in range(count):
-        position = builder.add(first, _I64(i))
-        found.append(builder.select(builder.icmp_signed("<", position, last), position, last))
-    return found
+class _Positions:
+    """The positions that meet at a time: neighbours, or on Zen 4 those of as many stretches where little is computed.
+
+    Zen 4, the one that is double-pumped, reads one stretch of memory at two thirds of the rate of several.
+
+    Parameters
+    ----------
+    builder : llvmlite.ir.IRBuilder
+    matrix : Matrix
+        A row for each position.
+    count : int
+        Positions at a time.
+
+    Attributes
+    ----------
+    step, stop : int, value
+        Of the loop over the first of them.
+    """
+
+    def __init__(self, builder: Any, matrix: Matrix, count: int) -> None:
+        self._builder = builder
+        self._matrix = matrix
+        self._count = count
+        self._last = builder.sub(matrix.rows, _I64(1))
+        self.apart = target().double_pumped and matrix.element.bitwidth >= 16
+        turns = builder.sdiv(builder.add(matrix.rows, _I64(count - 1)), _I64(count))
+        self.step, self.stop = (1, turns) if self.apart else (count, matrix.rows)
+        self._distance = turns if self.apart else _I64(1)
+
+    def beside(self, first: Any) -> list[Any]:
+        """Numbers of the positions that meet `first`, some of which may lie beyond the last one."""
+        return [self._builder.add(first, self._builder.mul(self._distance, _I64(i))) for i in range(self._count)]
+
+    def starts(self, first: Any) -> list[Any]:
+        """Pointers to what is stored of them; beyond the last position, to that one."""
+        builder, found = self._builder, []
+        for number in self.beside(first):
+            inside = builder.icmp_signed("<", number, self._last)
+            found.append(self._matrix.at(builder.select(inside, number, self._last), _I64(0)))
+        return found
 
 
-def _fetch(builder: Any, pointer: Any, element: Any, count: int) -> None:
-    """Ask for the lines of memory that `count` elements, `_AHEAD` bytes behind `pointer`, lie in."""
+def _fetch(builder: Any, pointer: Any, element: Any, count: int, ahead: int) -> None:
+    """Ask for the lines of memory that `count` elements, `ahead` bytes behind `pointer`, lie in."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
     pointer = builder.bitcast(pointer, byte)
     for offset in range(0, count * element.bitwidth // 8, 64):
-        builder.call(prefetch, [builder.gep(pointer, [_I64(_AHEAD + offset)]), _I32(0), _I32(2), _I32(1)])
+        builder.call(prefetch, [builder.gep(pointer, [_I64(ahead + offset)]), _I32(0), _I32(2), _I32(1)])
 
 
 def _steps(builder: Any, stop: Any, step: int) -> Any:
@@ -154,15 +189,15 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     lines = Matrix(context, builder, signature.args[0], arguments[0])
     keys = Matrix(context, builder, signature.args[1], arguments[1])
     rows = len(signature.args[2])
-    last = builder.sub(keys.rows, _I64(1))
+    positions = _Positions(builder, keys, LANES // rows)
     elements = elements_of(builder, keys, rows)
     sums = ir.VectorType(_FLOAT, elements.lanes)
     room = [cgutils.alloca_once(builder, sums) for _ in range(LANES)]
-    with _steps(builder, keys.rows, LANES // rows) as (first, _):
-        starts = [keys.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
+    with _steps(builder, positions.stop, positions.step) as (first, _):
+        starts = positions.starts(first)
         for total in room:
             builder.store(ir.Constant(sums, [0.0] * elements.lanes), total)
-        with _turns(builder, keys, elements, starts) as (column, places):
+        with _turns(builder, keys, elements, (starts, positions.apart)) as (column, places):
             for number, parts in enumerate(elements.places):
                 at = [builder.add(column, _I64(place)) for place in parts]
                 queries = [
@@ -178,39 +213,54 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
                             found = _multiply_add(builder, queries[row][part], key, builder.load(total))
                             builder.store(found, total)
         found = _sums(builder, [builder.load(total) for total in room])
-        column = builder.add(builder.mul(keys.columns, _I64(2)), first)
+        column = builder.mul(keys.columns, _I64(2))
         for row in range(rows):
-            part = _lanes(builder, found, found, [row * len(starts) + i for i in range(len(starts))])
-            builder.store(part, builder.bitcast(lines.at(_I64(row), column), part.type.as_pointer()), align=4)
+            numbers = [row * len(starts) + i for i in range(len(starts))]
+            if positions.apart:
+                for i, place in zip(numbers, positions.beside(builder.add(column, first)), strict=True):
+                    builder.store(builder.extract_element(found, _I32(i)), lines.at(_I64(row), place))
+                continue
+            part, place = _lanes(builder, found, found, numbers), lines.at(_I64(row), builder.add(column, first))
+            builder.store(part, builder.bitcast(place, part.type.as_pointer()), align=4)
     return context.get_dummy_value()
 
 
 @contextmanager
-def _turns(builder: Any, matrix: Matrix, elements: Elements, starts: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Loop over columns: yields the first of a turn, and where it is stored in each row; asks for later ones."""
+def _turns(
+    builder: Any, matrix: Matrix, elements: Elements, starts: tuple[list[Any], bool]
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Loop over columns: yields the first of a turn, and where it is stored in each row; asks for later ones.
+
+    `starts` are where rows begin, and whether they lie apart.
+    """
+    rows, apart = starts
     with _steps(builder, matrix.columns, elements.step) as (column, _):
         stored = column if elements.step == elements.stored else builder.lshr(column, _I64(1))
-        behind = builder.mul(stored, _I64(len(starts)))
-        _fetch(builder, builder.gep(starts[0], [behind]), matrix.element, elements.stored * len(starts))
-        yield column, [builder.gep(start, [stored]) for start in starts]
+        places = [builder.gep(row, [stored]) for row in rows]
+        if apart:
+            for place in places:
+                _fetch(builder, place, matrix.element, elements.stored, _AHEAD_APART)
+        else:
+            behind = builder.gep(rows[0], [builder.mul(stored, _I64(len(rows)))])
+            _fetch(builder, behind, matrix.element, elements.stored * len(rows), _AHEAD)
+        yield column, places
 
 
 def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     lines = Matrix(context, builder, signature.args[0], arguments[0])
     values = Matrix(context, builder, signature.args[1], arguments[1])
     rows = len(signature.args[2])
-    last = builder.sub(values.rows, _I64(1))
+    positions = _Positions(builder, values, LANES // rows)
     elements = elements_of(builder, values, rows)
     sums = ir.VectorType(_FLOAT, elements.lanes)
-    with _steps(builder, values.rows, LANES // rows) as (first, _):
-        starts = [values.at(position, _I64(0)) for position in _positions(builder, first, LANES // rows, last)]
-        column = builder.add(builder.mul(values.columns, _I64(2)), first)
-        columns = [builder.add(column, _I64(i)) for i in range(len(starts))]
+    with _steps(builder, positions.stop, positions.step) as (first, _):
+        starts = positions.starts(first)
+        columns = positions.beside(builder.add(builder.mul(values.columns, _I64(2)), first))
         weights = [
             [_spread(builder, builder.load(lines.at(_I64(row), column)), sums) for column in columns]
             for row in range(rows)
         ]
-        with _turns(builder, values, elements, starts) as (column, places):
+        with _turns(builder, values, elements, (starts, positions.apart)) as (column, places):
             for number, parts in enumerate(elements.places):
                 loaded = [elements.load(place, number) for place in places]
                 for part, offset in enumerate(parts):

@@ -1,4 +1,4 @@
-"""`Bundle`: packed weights that multiply the same activations, in one go of all threads."""
+"""`Bundle`: packed weights that multiply the same activations, on all threads."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Bundle:
         plan.turns.launch(plan.encode, plan.multiply, workers)
         for start, stop in itertools.pairwise(stops):
             p[places.STOP] = stop
-            plan.turns.go_on(plan.multiply, start, workers)
+            plan.turns.go_on(start, workers)
         if len(known) >= 64:
             known.clear()
         known[key] = plan
@@ -241,7 +241,7 @@ def _many_parts(bundle: Bundle, tokens: int, stride: int) -> dict[int, int]:
 
 
 def _stops(bundle: Bundle, tokens: int, workers: int) -> list[int]:
-    """Numbers of tiles up to which `prefill_rows` goes at a time, so that none takes long."""
+    """Numbers of tiles up to which `prefill_rows` goes at a time, so that none takes long; `decode_rows` needs none."""
     if tokens <= _FEW:
         return [0]
     size = tile_rows(target())

@@ -56,9 +56,10 @@ class Chunks:
         pairs = [pair for planes, x in chunks for pair in zip(planes, x, strict=True)]
         return self.accumulator.sum_of(pairs)
 
-    def words_of(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
+    def words_of(self, pairs: Iterable[tuple[Any, Any]], start: Any = None) -> Any:
         """Sum the products of planes and activations, without settling; the accumulator must hold them."""
-        return functools.reduce(lambda total, pair: self.accumulator.add(total, *pair), pairs, self.accumulator.zero())
+        start = self.accumulator.zero() if start is None else start
+        return functools.reduce(lambda total, pair: self.accumulator.add(total, *pair), pairs, start)
 
 
 class _InPlace(Chunks):

@@ -169,9 +169,10 @@ def multiply_few(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) 
         All arrays C-contiguous.
     """
     workers = threads() if weight.nbytes >= _PARALLEL else 1
-    plan = _kept.__dict__.get("plan")
+    # Taken out while it is used: a signal handler may multiply, too.
+    plan = _kept.__dict__.pop("plan", None)
     if plan is None or plan.workers < workers:
-        plan = _kept.plan = _Plan(workers)
+        plan = _Plan(workers)
     row_bytes = weight.strides[0]
     chunk = max(1, min(_TURN // max(row_bytes, 1), weight.shape[0] // (4 * workers)) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE
     plan.counter[0] = 0
@@ -181,3 +182,4 @@ def multiply_few(x: np.ndarray, weight: np.ndarray, kind: int, out: np.ndarray) 
     p[ROW_BYTES], p[CHUNK] = row_bytes, chunk
     p[JOBS + PACKED], p[JOBS + ROWS], p[JOBS + OUT] = address_of(weight), weight.shape[0], address_of(out)
     launch(worker_address(dense_rows, kind + 1, x.shape[0]), plan.place, workers)
+    _kept.plan = plan

@@ -49,24 +49,23 @@ _KEPT_TILES: Final = 1 << 20
 computing them anew."""
 
 
-class _Kept(threading.local):
+class _Room:
     """What a Python thread keeps between calls."""
 
     def __init__(self) -> None:
-        # Not by `address_of`, which would be compiled on import.
         self.parameters = np.zeros(places.SIZE, np.int64)
-        self.turns = Turns(self.parameters.ctypes.data)
-        self._room = np.zeros(0, np.uint8), 0
+        self.turns = Turns(address_of(self.parameters))
+        self._memory, self._address = np.zeros(0, np.uint8), 0
 
-    def room(self, size: int) -> int:
+    def address(self, size: int) -> int:
         """Address of room for `size` bytes, which begins a line; it grows where it does not suffice."""
-        if self._room[0].size < size:
-            found = aligned_zeros((size,))
-            self._room = found, address_of(found)  # in one step, whatever interrupts
-        return self._room[1]
+        if self._memory.size < size:
+            self._memory = aligned_zeros((size,))
+            self._address = address_of(self._memory)
+        return self._address
 
 
-_kept = _Kept()
+_kept = threading.local()
 
 
 def workers_for(products: int) -> int:
@@ -168,11 +167,14 @@ class Plan(ABC):
         x, out = arrays
         kinds = kind_of(x), kind_of(out)
         both = self._compiled.get(kinds) or self._compiled.setdefault(kinds, self.worker_addresses(*kinds))
-        room = _kept.room(self._begin + workers * self._scratch)
-        turns, plan, addresses = _kept.turns, (self._values, self._starts, room), (address_of(x), address_of(out))
-        _begin(_kept.parameters, plan, turns.counters, addresses, inputs, numbers, both if workers == 1 else None)
+        # Taken out while it is used: a signal handler may multiply, too.
+        room: _Room = _kept.__dict__.pop("room", None) or _Room()
+        plan = self._values, self._starts, room.address(self._begin + workers * self._scratch)
+        addresses, alone = (address_of(x), address_of(out)), both if workers == 1 else None
+        _begin(room.parameters, plan, room.turns.counters, addresses, inputs, numbers, alone)
         if workers > 1:
-            turns.launch(*both, workers)
+            room.turns.launch(*both, workers)
+        _kept.room = room
 
 
 @jit
@@ -261,8 +263,8 @@ class _Plan(Plan):
         tiles = kept.get("_tiles")
         if tiles is None:
             tiles = aligned_zeros((size,))
-            p = self._values + self._starts * _kept.room(self._begin + self._scratch)
-            counter = np.zeros(1, np.int64)
+            room, counter = aligned_zeros((self._begin + self._scratch,)), np.zeros(1, np.int64)
+            p = self._values + self._starts * address_of(room)
             p[places.TILES], p[places.COUNTER] = address_of(tiles), address_of(counter)
             launch(worker_address(unpack_tiles, weight.bits), address_of(p), 1)
             tiles = kept.setdefault("_tiles", tiles)  # another thread's, if it was first

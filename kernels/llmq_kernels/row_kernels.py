@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llmq_kernels.simd import Target
 
-__all__ = ["RowKernel", "row_kernel", "rows_together", "scratch_bytes"]
+__all__ = ["row_kernel", "rows_together", "scratch_bytes"]
 
 _KEPT: Final = 4
 """Vectors of activations that registers hold beside all else; more are loaded for each row, lest LLVM spill them."""
@@ -30,21 +30,18 @@ _KEPT: Final = 4
 _AHEAD: Final = ((2048, 2), (512, 1))
 """How far ahead `_LoopedRows` asks for bytes of a row, and for which level of the cache."""
 
-_LOOPED: Final = {2: (2,), 4: (1, 2, 3, 4), 6: (1, 2), 7: (1, 2), 8: (1, 2, 3, 4)}
-"""Tokens for `_LoopedRows` on Zen 4 (the one that is double-pumped), by the width of a code: where that is faster."""
-
-_MANY: Final = 6
-_SEVERAL: Final = 2
-"""Rows that are walked side by side, for one token and for more."""
+_LOOPED: Final = {2: (2,), 4: (1, 2, 4), 6: (1, 2), 7: (1, 2), 8: (1, 2, 4)}
+"""Tokens, by the width of a code, for which `_LoopedRows` is faster on Zen 4, the one that is double-pumped; three of
+them run as four."""
 
 
 def rows_together(bits: int, tokens: int) -> int:
-    """Rows that are walked side by side; where registers hold their sums, fewer for more than one token."""
+    """Rows that are walked side by side: as many as registers hold sums of, and on Zen 4 often six."""
     if _looped(bits, tokens, target()):
-        return _MANY
+        return 6
     if tokens > 1:
-        return _SEVERAL
-    return _MANY if target().width == 64 else _MANY - 2
+        return 2
+    return 6 if target().width == 64 else 4
 
 
 def scratch_bytes(bits: int, tokens: int) -> int:
@@ -213,35 +210,33 @@ class _LoopedRows(RowKernel):
 
     def __init__(self, emitter: Emitter, variant: tuple[int, int, int], parts: list[list[Any]]) -> None:
         super().__init__(emitter, variant, parts)
-        sums = cgutils.alloca_once(emitter.builder, self.vector, size=self.rows * self.tokens)
-        self._sums = emitter.builder.ptrtoint(sums, I64)
+        self._sums, self._partial = self._room(F32), self._room(I32)
+
+    def _room(self, element: Any) -> Any:
+        """Address of a vector for each row and token."""
+        builder, kind = self.emitter.builder, ir.VectorType(element, self.lanes)
+        return builder.ptrtoint(cgutils.alloca_once(builder, kind, size=self.rows * self.tokens), I64)
 
     def emit(self, count: Any) -> None:
-        emitter, vector = self.emitter, 4 * self.lanes
-        zero = ir.Constant(self.vector, None)
+        emitter, zero = self.emitter, ir.Constant(self.vector, None)
 
         def clear(r: Any) -> None:
-            for place in self._at(self._sums, r, vector):
+            for place in self._vectors(self._sums, r):
                 emitter.store(zero, place)
-
-        self._each_row(clear)
 
         def block(first: Any, values: list[Any]) -> list[Any]:
             left, most = self.left(count, first)
             tokens = list(zip(*self.of_tokens(first), strict=True))
             self._each_row(lambda r: self._begin(r, (first, left), tokens))
-            # Chunks of these groups, the last one whole; activations and scales beyond the groups are zero.
-            last = emitter.add(emitter.mul(most, self.chunks), self.shared - 1)
-            chunks = emitter.builder.sdiv(last, emitter.number(self.shared))
-            emitter.loop(chunks, 1, [], lambda n, values: self._add(first, n, values))
-            return values
-
-        emitter.loop(count, self.lanes, [], block)
+            return emitter.loop(most, self.shared, values, lambda i, values: self._add_group(first, i, values))
 
         def end(r: Any) -> None:
-            for total, to in zip(self._at(self._sums, r, vector), self._at(self.out, r, 4), strict=True):
-                self.end(emitter.load(total, self.vector), to)
+            results = self.series(emitter.add(self.out, emitter.mul(r, 4 * self.tokens)), 4, self.tokens)
+            for place, to in zip(self._vectors(self._sums, r), results, strict=True):
+                self.end(emitter.load(place, self.vector), to)
 
+        self._each_row(clear)
+        emitter.loop(count, self.lanes, [], block)
         self._each_row(end)
 
     def _each_row(self, body: Callable[[Any], None]) -> None:
@@ -258,54 +253,66 @@ class _LoopedRows(RowKernel):
         builder.cbranch(builder.icmp_signed("<", following, emitter.number(self.rows)), inside, after)
         builder.position_at_end(after)
 
-    def _at(self, base: Any, r: Any, size: int) -> list[Any]:
-        """Addresses of what there is of row `r` for each token."""
-        return self.series(self.emitter.add(base, self.emitter.mul(r, self.tokens * size)), size, self.tokens)
+    def _vectors(self, base: Any, r: Any) -> list[Any]:
+        """Addresses of the vectors of row `r`, one for each token."""
+        emitter, width = self.emitter, self.emitter.target.width
+        return self.series(emitter.add(base, emitter.mul(r, self.tokens * width)), width, self.tokens)
 
     def _begin(self, r: Any, groups: tuple[Any, Any], tokens: Sequence[tuple[Any, Any]]) -> None:
-        emitter, vector = self.emitter, 4 * self.lanes
+        emitter = self.emitter
         at = (emitter.add(pair[0], emitter.mul(pair[1], r)) for pair in (self.scale, self.zero))
         (scale,), (zero,) = self.scales.load([tuple(at)], groups, self.scale[3])
-        for to, total, token in zip(
-            self._at(self.table, r, vector), self._at(self._sums, r, vector), tokens, strict=True
-        ):
-            found = self.begin(to, (scale, zero), token, emitter.load(total, self.vector))
-            emitter.store(found, total)
+        places = zip(self._vectors(self.table, r), self._vectors(self._sums, r), tokens, strict=True)
+        for table, place, token in places:
+            emitter.store(self.begin(table, (scale, zero), token, emitter.load(place, self.vector)), place)
 
-    def _add(self, first: Any, n: Any, values: list[Any]) -> list[Any]:
-        """Add the products of chunk number `n` from that on in which group `first` begins."""
-        emitter, dot, width = self.emitter, self.dot, 4 * self.lanes
-        chunk = emitter.add(self.chunk_of(first), n)
-        group = emitter.builder.sdiv(emitter.mul(n, self.shared), emitter.number(self.chunks))
-        x, order = [dot.load_x(address) for address in self.x_of(chunk)], self._order(group)
+    def _add_group(self, first: Any, i: Any, values: list[Any]) -> list[Any]:
+        """Add the products of one group, or of those in one chunk: number `i` of the vector from `first` on.
+
+        All rows meet a chunk before any meets the next, lest loads walk a row after all.
+        """
+        order = self._order(i)
+        for number in range(self.chunks):
+            chunk = self.emitter.add(self.chunk_of(self.emitter.add(first, i)), number)
+            self._add_chunk(chunk, number == 0, (i, order) if number == self.chunks - 1 else None)
+        return values
+
+    def _add_chunk(self, chunk: Any, begins: bool, ends: tuple[Any, Any] | None) -> None:
+        """Add the products of a chunk, with which a group begins or not, and ends or not."""
+        emitter, dot = self.emitter, self.dot
+        x = [dot.load_x(address) for address in self.x_of(chunk)]
         offset = emitter.mul(chunk, self.step)
+        whole = ir.VectorType(I32, self.lanes)
 
         def row(r: Any) -> None:
             at = emitter.add(emitter.add(self.place[0], emitter.mul(self.place[1], r)), offset)
             for ahead, level in _AHEAD:
                 emitter.prefetch(at, ahead, level)
             planes = dot.load_planes(at)
-            for t, (place, table) in enumerate(
-                zip(self._at(self._sums, r, width), self._at(self.table, r, width), strict=True)
-            ):
-                found = emitter.to_float(dot.sum_of([(planes, x[t])]))
-                emitter.store(
-                    emitter.fma(found, self._factor(table, group, order), emitter.load(place, self.vector)), place
+            places = (self._vectors(base, r) for base in (self._partial, self._sums, self.table))
+            for own, partial, place, table in zip(x, *places, strict=True):
+                start = None if begins else emitter.load(partial, whole)
+                total = dot.words_of(zip(planes, own, strict=True), start)
+                if ends is None:
+                    emitter.store(total, partial)
+                    continue
+                added = emitter.fma(
+                    emitter.to_float(total), self._factor(table, *ends), emitter.load(place, self.vector)
                 )
+                emitter.store(added, place)
 
         self._each_row(row)
-        return values
 
-    def _order(self, lane: Any) -> Any:
-        """Where in the table each lane's factor is, for the groups of one chunk from number `lane` on."""
+    def _order(self, group: Any) -> Any:
+        """Where in the table each lane's factor is, for the groups of one chunk from number `group` on."""
         emitter, words = self.emitter, ir.VectorType(I32, self.lanes)
         numbers = ir.Constant(words, [ir.Constant(I32, k * self.shared // self.lanes) for k in range(self.lanes)])
-        return emitter.builder.add(numbers, emitter.splat(emitter.builder.trunc(lane, I32)))
+        return emitter.builder.add(numbers, emitter.splat(emitter.builder.trunc(group, I32)))
 
-    def _factor(self, table: Any, lane: Any, order: Any) -> Any:
+    def _factor(self, table: Any, group: Any, order: Any) -> Any:
         emitter = self.emitter
         if self.shared == 1:
-            return emitter.splat(emitter.load(emitter.add(table, emitter.mul(lane, 4)), F32))
+            return emitter.splat(emitter.load(emitter.add(table, emitter.mul(group, 4)), F32))
         factors = emitter.load(table, self.vector)
         if self.shared == self.lanes:
             return factors

@@ -83,7 +83,7 @@ class RowScales:
     kind : value
         int64 of `SCALE_KINDS`.
     zeros : value
-        Address of the first row's zero points.
+        Address of the first row's zero points, of which a whole vector can be read.
     step : value
         int64: bytes from one zero point to the next: 1, or 0 for a vector of them that serves all groups of all rows.
     form : (value, value)

@@ -106,7 +106,7 @@ class Turns:
     Attributes
     ----------
     counters : (int, int)
-        Addresses of an int64 for each worker, from which it takes numbers; zero when it begins.
+        Addresses of an int64 for each worker, from which it takes numbers; zero when `launch` begins.
     """
 
     def __init__(self, parameters: int) -> None:
@@ -122,7 +122,7 @@ class Turns:
         self._numbers[0, 0] = self._numbers[1, 0] = 0
         launch(worker_address(in_turn), self._place, workers)
 
-    def go_on(self, second: int, number: int, workers: int) -> None:
-        """Run the second worker once more, which takes numbers from `number` on."""
-        self._numbers[1, 0] = number
-        launch(second, int(self._addresses[2]), workers)
+    def go_on(self, start: int, workers: int) -> None:
+        """Run the second worker once more, which takes numbers from `start` on."""
+        self._numbers[1, 0] = start
+        launch(int(self._addresses[1]), int(self._addresses[2]), workers)

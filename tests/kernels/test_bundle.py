@@ -57,7 +57,7 @@ def test_stops_between_tiles_change_nothing(rows, monkeypatch):
         out[...] = np.nan
     monkeypatch.setattr(module, "_MOST", 1)
     stops = []
-    monkeypatch.setattr(Turns, "go_on", lambda *given, go_on=Turns.go_on: (stops.append(given[2]), go_on(*given)))
+    monkeypatch.setattr(Turns, "go_on", lambda *given, go_on=Turns.go_on: (stops.append(given[1]), go_on(*given)))
     bundle.multiply(x, outs)
     for out, expected in zip(outs, whole, strict=True):
         np.testing.assert_array_equal(out, expected)

@@ -244,17 +244,21 @@ def test_one_thread_or_all_change_no_byte(compute, tokens, each_thread_count, mo
     each_thread_count(lambda: [matmul(x, matrix, compute=compute).tobytes()])
 
 
-def test_company_changes_no_byte():
+FORMS_IN_COMPANY = [(2, 16, False), (4, 256, True), (6, 128, True), (7, 256, False), (8, 256, True)]
+CASES_IN_COMPANY = [((4, 32, symmetric), edges) for symmetric in (True, False) for edges in ((1, FEW), (FEW + 1, 300))]
+CASES_IN_COMPANY += [(form, (1, FEW)) for form in FORMS_IN_COMPANY]
+
+
+@pytest.mark.parametrize(("form", "edges"), CASES_IN_COMPANY, ids=str)
+def test_company_changes_no_byte(form, edges):
     # Few tokens and many are summed in different orders; among themselves it does not matter how many there are.
-    rng = np.random.default_rng(0)
-    for symmetric in (True, False):
-        matrix = random_packed(rng, (50, 608), (4, 32, symmetric))
-        x = rng.standard_normal((300, 608)).astype(np.float32)
-        for least, most in ((1, FEW), (FEW + 1, 300)):
-            together = matmul(x[:most], matrix)
-            for tokens in {least, (least + most) // 2, most - 1}:
-                np.testing.assert_array_equal(matmul(x[:tokens], matrix), together[:tokens])
-                np.testing.assert_array_equal(matmul(x[most - tokens : most], matrix), together[-tokens:])
+    rng, (least, most) = np.random.default_rng(0), edges
+    matrix = random_packed(rng, (50, 768), form)
+    x = rng.standard_normal((most, 768)).astype(np.float32)
+    together = matmul(x, matrix)
+    for tokens in {least, (least + most) // 2, most - 1}:
+        np.testing.assert_array_equal(matmul(x[:tokens], matrix), together[:tokens])
+        np.testing.assert_array_equal(matmul(x[most - tokens :], matrix), together[-tokens:])
 
 
 def test_where_a_weight_lies_changes_no_byte():

@@ -18,7 +18,7 @@ from cross_compile import compile_nothing, compiled, target_of
 from emitted import MACHINES
 from packed_cases import VARIANTS, check_product, random_packed
 
-from llmq_kernels import bundle, dense_rows, places, simd
+from llmq_kernels import bundle, dense_rows, simd, workers
 from llmq_kernels.bundle import Bundle
 from llmq_kernels.dense import matmul_dense_reference
 from llmq_kernels.layout import SCALE_KINDS
@@ -28,7 +28,7 @@ Range = tuple[int, int]
 
 
 class Emulator:
-    """Stands in for `worker_address` and `launch`."""
+    """Stands in for `worker_address`, `launch` and `Turns`."""
 
     def __init__(self) -> None:
         self.programs: list[Path] = []
@@ -78,6 +78,32 @@ class Emulator:
                 ctypes.memmove(start, after[at : at + size], size)
 
 
+class EmulatedTurns(workers.Turns):
+    """Runs two programs one after the other."""
+
+    emulator: Emulator
+
+    def launch(self, first: int, second: int, workers: int) -> None:
+        """Run the programs of both workers."""
+        self._numbers[:, 0] = 0
+        for program in first, second:
+            self.emulator.launch(program, int(self._addresses[2]), workers)
+
+
+class Recorded:
+    """Makes plans as a class does, and knows what the arrays of the last one are."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+        self.arrays: list[np.ndarray] = []
+
+    def __call__(self, *given: Any) -> Any:
+        """Make a plan."""
+        plan = self.make(*given)
+        self.arrays = arrays_in(plan) + (arrays_in(plan.turns) if hasattr(plan, "turns") else [])
+        return plan
+
+
 def ranges_of(*arrays: np.ndarray) -> list[Range]:
     """Addresses and sizes of arrays that are not empty."""
     return [(array.ctypes.data, array.nbytes) for array in arrays if array.nbytes]
@@ -90,6 +116,7 @@ def arrays_in(thing: Any) -> list[np.ndarray]:
 
 def packed_products(emulator: Emulator, bits: int) -> int:
     """Multiply by packed weights."""
+    plans = bundle._Plan = Recorded(bundle._Plan)
     rng = np.random.default_rng(bits)
     small, large = (variant for variant in VARIANTS if variant.bits == bits and variant.group in (16, 32, 256))
     done = 0
@@ -102,35 +129,28 @@ def packed_products(emulator: Emulator, bits: int) -> int:
         both = Bundle((matrix,))
 
         def ranges(both: Bundle = both, x: np.ndarray = x, out: np.ndarray = out) -> list[Range]:
-            plans = [array for plan in bundle._kept.__dict__["plans"].values() for array in arrays_in(plan)]
             views = [view for views in both._views for view in views]
-            return ranges_of(x, out, *plans, *views, *arrays_in(both))
+            return ranges_of(x, out, *plans.arrays, *views, *arrays_in(both))
 
         emulator.ranges = ranges
         both.multiply(x, [out])
         check_product(x, matrix, out)
         done += 1
         bundle._kept.__dict__["plans"].clear()
+    bundle._Plan = plans.make
     return done
 
 
 def dense_products(emulator: Emulator) -> int:
     """Multiply by weights that are not quantized."""
-    rng = np.random.default_rng(0)
-    launch = emulator.launch
+    rng, plans = np.random.default_rng(0), Recorded(dense_rows._Plan)
+    dense_rows._Plan = plans
     for number, kind in enumerate(SCALE_KINDS):
         weight = rng.integers(0, 1 << 15, (11, 29), np.uint16) & 0x3FFF
         if kind == "float32":
             weight = rng.standard_normal((11, 29)).astype(np.float32).view(np.uint16)
         x, out = rng.standard_normal((3, 29)).astype(np.float32), np.zeros((3, 11), np.float32)
-
-        def launch_with(address: int, parameters: int, workers: int, arrays: tuple[np.ndarray, ...]) -> None:
-            kept = [value for value in dense_rows._kept.__dict__.values() if isinstance(value, np.ndarray)]
-            size = 8 * (places.JOBS + places.JOB_SIZE)
-            emulator.ranges = lambda: [*ranges_of(*arrays, *kept), (parameters, size)]
-            launch(address, parameters, workers)
-
-        dense_rows.launch = lambda a, p, w, arrays=(x, weight, out), run=launch_with: run(a, p, w, arrays)
+        emulator.ranges = lambda arrays=(x, weight, out): ranges_of(*arrays, *plans.arrays)
         dense_rows.multiply_few(x, weight, number, out)
         stored = weight.view(np.float32) if kind == "float32" else weight
         wide = np.abs(stored if kind == "float32" else as_float(weight, kind))
@@ -152,9 +172,10 @@ def main() -> None:
     goal = target_of("neon")
     simd.target_for = lambda features, cpu: goal
     emulator = Emulator()
-    bundle.worker_address, bundle.launch = emulator.worker_address, emulator.launch
-    dense_rows.worker_address = emulator.worker_address
-    bundle.address_of = lambda array: array.ctypes.data
+    EmulatedTurns.emulator = emulator
+    bundle.worker_address, bundle.Turns = emulator.worker_address, EmulatedTurns
+    dense_rows.worker_address, dense_rows.launch = emulator.worker_address, emulator.launch
+    bundle.address_of = dense_rows.address_of = lambda array: array.ctypes.data
     print(sum(packed_products(emulator, int(bits)) for bits in sys.argv[2:]) + dense_products(emulator))
 
 

@@ -56,7 +56,7 @@ def _variants() -> tuple[Variant, ...]:
     both = True, False
     some = []
     for bits in range(1, 9):
-        few = (1, 3, 4) if bits % 2 == 0 else (1, 2)
+        few = (1, 2, 4) if bits % 2 == 0 else (1, 2)
         small = 16 if bits in (2, 5, 8) else 32
         some.append(Variant(bits, small, few + MANY, both if bits in (1, 4, 8) else (bits % 2 == 0,)))
         some.append(Variant(bits, 256, ((1,) if bits in (1, 3, 4, 8) else ()) + MANY, (bits % 2 == 1,)))
