@@ -99,9 +99,7 @@ def run() -> NoReturn:
         warnings.simplefilter("ignore")
     with interruptible():
         code = status(sys.argv[1:])
-    if code == _PIPE_CLOSED:
-        # Nothing can be written any more, not even when Python closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _flush_streams()
     if code in (StoppedError.exit_code, _INTERRUPTED):
         _leave(code)
     sys.exit(code)
@@ -113,6 +111,16 @@ def _leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
             stream.flush()
     os._exit(code)
+
+
+def _flush_streams() -> None:
+    """Write what is left; where nobody reads it, Python finds something harmless when it closes the stream."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _occupy_streams() -> None:

@@ -169,6 +169,24 @@ def test_a_closed_pipe_ends_quietly(spawn, environment, sample_model, tmp_path):
         assert process.wait(60) == 141
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise")
+@pytest.mark.parametrize(("name", "command", "code"), [("stdout", "inspect", 3), ("stderr", "--help", 0)])
+def test_half_a_line_that_nobody_reads(name, command, code, environment, tmp_path):
+    # Python would exit with 120 where it cannot write what is left.
+    program = (
+        f"import sys; from llmq.cli.main import run; sys.stdin.readline(); sys.{name}.write('half')\n"
+        f"sys.argv = ['llmq', {command!r}, {str(tmp_path / 'absent')!r}]; run()"
+    )
+    pipe, environment = subprocess.PIPE, environment | {"PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdin=pipe, stdout=pipe, stderr=pipe
+    ) as process:
+        getattr(process, name).close()
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        assert process.wait(60) == code
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
 def test_ctrl_c_ends_with_130(environment, tmp_path):
     program = (
