@@ -120,13 +120,17 @@ class _Positions:
 
     Attributes
     ----------
+    matrix : Matrix
+        As given.
+    apart : bool
+        Whether they are of several stretches.
     step, stop : int, value
         Of the loop over the first of them.
     """
 
     def __init__(self, builder: Any, matrix: Matrix, count: int) -> None:
         self._builder = builder
-        self._matrix = matrix
+        self.matrix = matrix
         self._count = count
         self._last = builder.sub(matrix.rows, _I64(1))
         self.apart = target().double_pumped and matrix.element.bitwidth >= 16
@@ -143,7 +147,7 @@ class _Positions:
         builder, found = self._builder, []
         for number in self.beside(first):
             inside = builder.icmp_signed("<", number, self._last)
-            found.append(self._matrix.at(builder.select(inside, number, self._last), _I64(0)))
+            found.append(self.matrix.at(builder.select(inside, number, self._last), _I64(0)))
         return found
 
 
@@ -197,7 +201,7 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
         starts = positions.starts(first)
         for total in room:
             builder.store(ir.Constant(sums, [0.0] * elements.lanes), total)
-        with _turns(builder, keys, elements, (starts, positions.apart)) as (column, places):
+        with _turns(builder, positions, elements, starts) as (column, places):
             for number, parts in enumerate(elements.places):
                 at = [builder.add(column, _I64(place)) for place in parts]
                 queries = [
@@ -227,22 +231,19 @@ def _emit_score(context: Any, builder: Any, signature: Any, arguments: Any) -> A
 
 @contextmanager
 def _turns(
-    builder: Any, matrix: Matrix, elements: Elements, starts: tuple[list[Any], bool]
+    builder: Any, positions: _Positions, elements: Elements, starts: list[Any]
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """Loop over columns: yields the first of a turn, and where it is stored in each row; asks for later ones.
-
-    `starts` are where rows begin, and whether they lie apart.
-    """
-    rows, apart = starts
+    """Loop over columns: yields the first of a turn, and where it is stored in each row; asks for later ones."""
+    matrix = positions.matrix
     with _steps(builder, matrix.columns, elements.step) as (column, _):
         stored = column if elements.step == elements.stored else builder.lshr(column, _I64(1))
-        places = [builder.gep(row, [stored]) for row in rows]
-        if apart:
+        places = [builder.gep(start, [stored]) for start in starts]
+        if positions.apart:
             for place in places:
                 _fetch(builder, place, matrix.element, elements.stored, _AHEAD_APART)
         else:
-            behind = builder.gep(rows[0], [builder.mul(stored, _I64(len(rows)))])
-            _fetch(builder, behind, matrix.element, elements.stored * len(rows), _AHEAD)
+            behind = builder.gep(starts[0], [builder.mul(stored, _I64(len(starts)))])
+            _fetch(builder, behind, matrix.element, elements.stored * len(starts), _AHEAD)
         yield column, places
 
 
@@ -260,7 +261,7 @@ def _emit_add_values(context: Any, builder: Any, signature: Any, arguments: Any)
             [_spread(builder, builder.load(lines.at(_I64(row), column)), sums) for column in columns]
             for row in range(rows)
         ]
-        with _turns(builder, values, elements, (starts, positions.apart)) as (column, places):
+        with _turns(builder, positions, elements, starts) as (column, places):
             for number, parts in enumerate(elements.places):
                 loaded = [elements.load(place, number) for place in places]
                 for part, offset in enumerate(parts):
